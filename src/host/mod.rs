@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The contract between the device and what carries translations out.
+//!
+//! A [`Host`] knows endpoints, holds an address space per domain, and raises page requests and faults. The
+//! device decides; the host does, and tells the truth about what happened. Two hosts keep the contract:
+//! `iommufd` (Linux, VFIO devices) and `soft` (a software IOMMU in this process).
+//!
+//! # Calls and locks
+//! The device calls every method that changes attachments, domains, mappings or memory under one lock of its
+//! own ("state"), so these never run at the same time as each other. [`Host::take_events`],
+//! [`Host::respond`] and, in addition, [`Host::attach`] and [`Host::remove_endpoint`] run under the lock of
+//! the page-request book, so that a cookie never changes its meaning between being read and being answered.
+//! A host takes its own locks inside and never calls back into the device.
+
+use std::fmt;
+use std::fs::File;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use vm_memory::GuestMemoryMmap;
+
+use crate::device::mapping::{IovaRange, Mapping, SharedMappings};
+use crate::spec::{
+    DomainId, EndpointId, EventFlags, Gpa, Iova, Pasid, PasidFlags, Reason, ResvMemSubtype, Status,
+};
+
+/// The source of an access: an endpoint, or one of its process address spaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Requester {
+    /// The endpoint.
+    pub endpoint: EndpointId,
+    /// The address space; `None` for accesses without a PASID.
+    pub pasid: Option<Pasid>,
+}
+
+impl fmt::Display for Requester {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pasid {
+            None => write!(f, "endpoint {}", self.endpoint),
+            Some(pasid) => write!(f, "endpoint {} PASID {pasid}", self.endpoint),
+        }
+    }
+}
+
+/// Where a requester's accesses go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// Every access is aborted and reported with reason DOMAIN.
+    Blocked,
+    /// Identity: guest-physical addresses, all access kinds (B25).
+    Bypass,
+    /// Through the mappings of a domain.
+    Domain {
+        /// The domain; created before with [`Host::create_domain`].
+        domain: DomainId,
+        /// What happens to accesses that find no translation.
+        page_requests: PageRequests,
+    },
+}
+
+/// What happens to accesses that find no translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageRequests {
+    /// The driver did not ask for page requests: the access is aborted and reported. A host that is told of
+    /// such an access only through a page request raises that; the device answers it INVALID_REQUEST and
+    /// reports the fault (rules 4 and 10 of draft 1).
+    Unwanted,
+    /// The driver asked for them: a page request is raised, and the access waits for the answer.
+    Reported,
+    /// After RESPONSE_FAILURE: the endpoint can raise none (rule 7 of draft 1).
+    Off,
+}
+
+/// A range of virtual addresses that must not be mapped for an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReservedRegion {
+    /// The addresses.
+    pub range: IovaRange,
+    /// Why.
+    pub subtype: ResvMemSubtype,
+}
+
+/// What an endpoint can do.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct EndpointProperties {
+    /// It can raise page requests.
+    pub page_requests: bool,
+    /// Width in bits of its PASIDs; 0 when it has none.
+    pub pasid_width: u8,
+    /// What it distinguishes in accesses with a PASID.
+    pub pasid_flags: PasidFlags,
+    /// Holes in its address space, ascending and disjoint.
+    pub reserved: Vec<ReservedRegion>,
+}
+
+/// What all endpoints of a host have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Page sizes, a bit each; the lowest is the granule.
+    pub page_size_mask: u64,
+    /// Addresses that every endpoint can put on the bus: the smallest aperture.
+    pub input_range: IovaRange,
+}
+
+/// A piece of guest memory, as the front-end announced it.
+#[derive(Clone, Debug)]
+pub struct MemoryRegion {
+    /// First guest-physical address.
+    pub gpa: Gpa,
+    /// Length in bytes; never 0.
+    pub length: u64,
+    /// Where this process has it mapped.
+    pub user_address: usize,
+    /// The file behind it and the offset of the first byte in the file.
+    pub file: Option<(Arc<File>, u64)>,
+}
+
+/// The host's name for an outstanding page-request group. A name is used again as soon as its group is
+/// answered or withdrawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cookie(pub u64);
+
+/// One page request of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRequest {
+    /// The address wanted; not necessarily aligned.
+    pub address: Iova,
+    /// Access kinds: a subset of [`EventFlags::ACCESS`].
+    pub access: EventFlags,
+    /// Bytes that the requester expects to need from `address`; 0 without a hint.
+    pub length: u32,
+}
+
+/// A complete group: it gets exactly one answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageRequestGroup {
+    /// Who asks.
+    pub requester: Requester,
+    /// The host's name for the group.
+    pub cookie: Cookie,
+    /// The requests, in order; at least one.
+    pub pages: Vec<PageRequest>,
+}
+
+/// An unrecoverable fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Who made the access.
+    pub requester: Requester,
+    /// Why it failed.
+    pub reason: Reason,
+    /// The first failing byte, where known.
+    pub address: Option<Iova>,
+    /// Access kinds: a subset of [`EventFlags::ACCESS`].
+    pub access: EventFlags,
+}
+
+/// What a host has to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostEvent {
+    /// A page request group that wants an answer.
+    PageRequest(PageRequestGroup),
+    /// A fault that is over already.
+    Fault(Fault),
+}
+
+/// What the host does with an answered group. There is no third: see rule 7 of draft 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Retry.
+    Success,
+    /// Give up.
+    Invalid,
+}
+
+/// What a host can fail with. Each maps to exactly one virtio status.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The host does not know the endpoint.
+    #[error("endpoint {0} is unknown to the host")]
+    NoEndpoint(EndpointId),
+    /// The endpoint cannot do what was asked, or not together with the others of the domain.
+    #[error("not supported: {0}")]
+    Unsupported(String),
+    /// No outstanding group has this cookie: it was withdrawn.
+    #[error("no outstanding page-request group has cookie {0:?}")]
+    NoGroup(Cookie),
+    /// Memory, pinned-page limit or another resource is exhausted.
+    #[error("out of resources: {0}")]
+    NoMemory(String),
+    /// The address range is not usable on the host: outside the aperture or over a reserved region.
+    #[error("address range refused: {0}")]
+    Range(String),
+    /// Anything else: the message has the call and the error.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl HostError {
+    /// The one status that the guest sees.
+    pub fn status(&self) -> Status {
+        match self {
+            Self::NoEndpoint(_) | Self::NoGroup(_) => Status::NoEnt,
+            Self::Unsupported(_) => Status::Unsupp,
+            Self::NoMemory(_) => Status::NoMem,
+            Self::Range(_) => Status::Range,
+            Self::Internal(_) => Status::DevErr,
+        }
+    }
+}
+
+/// Carries the device's decisions out. See the module's page for the locks.
+pub trait Host: Send + Sync {
+    /// What all endpoints have in common. Fixed once the device exists.
+    fn limits(&self) -> Limits;
+
+    /// What an endpoint can do; `None` when the host does not have it.
+    fn endpoint(&self, endpoint: EndpointId) -> Option<EndpointProperties>;
+
+    /// Makes an address space for a new domain. The table is empty; the device keeps it up to date, and a
+    /// host may read it whenever it needs, and never writes to it.
+    fn create_domain(&self, domain: DomainId, mappings: SharedMappings) -> Result<(), HostError>;
+
+    /// Drops the address space of a domain that no requester is attached to, with its mappings.
+    fn destroy_domain(&self, domain: DomainId);
+
+    /// Moves a requester, atomically: every access sees the old attachment or the new one. A new endpoint
+    /// is [`Attachment::Blocked`]; so is a PASID that was never attached.
+    ///
+    /// Guarantees: on error the previous attachment stays in force. On success no access through the
+    /// previous attachment is in flight, and when the attachment changed its domain or its `page_requests`,
+    /// every page-request group of the previous attachment is answered [`Answer::Invalid`] and its cookie is
+    /// dead. Attaching to what it is attached to already changes nothing.
+    fn attach(&self, requester: Requester, to: Attachment) -> Result<(), HostError>;
+
+    /// Maps, so far as the target is guest memory; the rest appears with [`Host::update_memory`]. The range
+    /// overlaps no other mapping of the domain and is not in its table yet: a host that translates from the
+    /// table has nothing to do.
+    ///
+    /// Guarantee: on error nothing of the mapping is in force.
+    fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError>;
+
+    /// Unmaps everything in the range. No mapping crosses its ends, and the table has lost the mappings
+    /// already: a host that translates from the table has nothing to do.
+    ///
+    /// Guarantee: after success no access through a removed translation is in flight.
+    fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError>;
+
+    /// Whether one [`Host::unmap`] over several mappings is cheaper than several: the device then joins
+    /// consecutive UNMAP requests.
+    fn joins_unmaps(&self) -> bool;
+
+    /// Takes over a new map of guest memory. `removed` regions leave every translation, bypass included,
+    /// before this returns, errors or not; then `added` ones enter bypass and every mapping that points to
+    /// them. `memory` is the whole new map.
+    ///
+    /// On error the parts of `added` that failed are not accessible to endpoints; everything else is.
+    fn update_memory(
+        &self,
+        memory: &GuestMemoryMmap,
+        removed: &[MemoryRegion],
+        added: &[MemoryRegion],
+    ) -> Result<(), HostError>;
+
+    /// Descriptors that are readable while [`Host::take_events`] has something to give. Fixed for the life
+    /// of the host.
+    fn event_fds(&self) -> Vec<RawFd>;
+
+    /// Hands out what has come, at most a bounded number per call, oldest first.
+    fn take_events(&self, sink: &mut dyn FnMut(HostEvent));
+
+    /// Answers a group. [`HostError::NoGroup`] when it was withdrawn meanwhile.
+    fn respond(&self, cookie: Cookie, answer: Answer) -> Result<(), HostError>;
+
+    /// Lets go of an endpoint: blocked, its groups answered, its device closed. Unknown ones are ignored.
+    fn remove_endpoint(&self, endpoint: EndpointId);
+}

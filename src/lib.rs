@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A vhost-user back-end for the virtio IOMMU device (device ID 23) with page requests.
+//!
+//! ```text
+//! guest driver ── virtqueues ── transport ── device ── host ── iommufd / software IOMMU ── endpoint
+//!                                               ▲                       │
+//!                                               └──── page requests ────┘
+//! ```
+//!
+//! The rooms of the house:
+//!
+//! * [`spec`]: wire types only - config space, requests, probe properties, events.
+//! * [`device`]: what the specification says the device does - endpoints, domains, mappings, request
+//!   dispatch, and the book of page requests. Pure: no file descriptor, no thread, no clock.
+//! * [`host`]: the [`host::Host`] contract, and the two hosts that keep it: `iommufd` and `soft`.
+//! * [`transport`]: vhost-user - one daemon per connection, virtqueues, event delivery, guest memory.
+//! * [`control`]: the control socket.
+//! * [`args`], [`viot`]: the command line, the ACPI table.
+//!
+//! `unsafe` code is confined to the modules that talk to the kernel: see `host/iommufd/`.
+#![deny(unsafe_code)]
+
+pub mod device;
+pub mod host;
+pub mod spec;

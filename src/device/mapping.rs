@@ -53,6 +53,14 @@ impl IovaRange {
         self.first <= other.first && other.last <= self.last
     }
 
+    /// From the first address of both to the last.
+    pub fn hull(&self, other: &Self) -> Self {
+        Self {
+            first: self.first.min(other.first),
+            last: self.last.max(other.last),
+        }
+    }
+
     /// The common part.
     pub fn intersection(&self, other: &Self) -> Option<Self> {
         Self::new(

@@ -13,25 +13,40 @@
 //! `status`.
 #![forbid(unsafe_code)]
 
+mod attach;
+mod book;
 pub mod counters;
+mod domain;
+mod endpoint;
 pub mod events;
 pub mod mapping;
+mod probe;
+mod request;
 mod requests;
 pub mod status;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::mem::offset_of;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vm_memory::GuestMemoryMmap;
 
-use crate::device::counters::Counters;
-use crate::device::events::EventQueue;
-use crate::device::mapping::IovaRange;
-use crate::device::status::{DeviceStatus, MappingStatus};
-use crate::host::{Host, HostError, MemoryRegion, ReservedRegion};
-use crate::spec::{DomainId, EndpointId, Features};
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U32, U64};
 
-pub use requests::{Finished, MAX_READABLE, Reply, Requests, Step};
+use crate::device::book::{Book, Rules};
+use crate::device::counters::Counters;
+use crate::device::domain::Domain;
+use crate::device::endpoint::Endpoint;
+use crate::device::events::EventQueue;
+use crate::device::mapping::{IovaRange, MIN_GRANULE, Mapping};
+use crate::device::status::{DeviceStatus, MappingStatus, MemoryStatus};
+use crate::host::{Host, HostError, MemoryRegion, ReservedRegion};
+use crate::spec::{Config, DomainId, EndpointId, Features, Range32, Range64};
+
+pub use request::MAX_READABLE;
+pub use requests::{Finished, Reply, Requests, Step};
 
 /// How a device is set up.
 #[derive(Clone, Debug)]
@@ -97,79 +112,226 @@ pub enum SetupError {
 
 /// The device. See the module's page for its locks.
 pub struct Device {
-    _host: Arc<dyn Host>,
+    config: DeviceConfig,
+    host: Arc<dyn Host>,
+    page_size_mask: u64,
+    input_range: IovaRange,
+    probe_size: usize,
+    counters: Counters,
+    // Lock order: `state`, then `book`.
+    state: Mutex<State>,
+    book: Mutex<Book>,
+}
+
+/// What requests work on.
+struct State {
+    endpoints: BTreeMap<EndpointId, Endpoint>,
+    domains: BTreeMap<DomainId, Domain>,
+    /// Mappings over all domains.
+    mappings: usize,
+    /// Negotiated.
+    features: Features,
+    /// `bypass` in the config space.
+    bypass: bool,
+    /// The driver has sent a request since the last reset.
+    driver_ready: bool,
+    connected: bool,
+    memory: Vec<MemoryStatus>,
+    /// What consecutive UNMAPs have removed and the host has not been told of yet. Kept for its allocation.
+    unmapped: Vec<Mapping>,
+    /// The answer to the last PROBE. Kept for its allocation.
+    properties: Vec<u8>,
 }
 
 impl Device {
     /// A device over `host` with the endpoints named, each of which the host has. None is attached; they are
     /// in bypass or blocked as `boot_bypass` says.
     pub fn new(
-        _config: DeviceConfig,
-        _host: Arc<dyn Host>,
-        _endpoints: &[EndpointId],
+        config: DeviceConfig,
+        host: Arc<dyn Host>,
+        endpoints: &[EndpointId],
     ) -> Result<Self, SetupError> {
-        todo!()
+        let limits = host.limits();
+        let page_size_mask = page_sizes(limits.page_size_mask, config.page_size_mask)?;
+        let input_range = limits.input_range.intersection(&config.input_range).ok_or_else(|| {
+            SetupError::InputRange(format!(
+                "the input range {}-{} has no address of the host's {}-{}: choose another --input-range",
+                config.input_range.first,
+                config.input_range.last,
+                limits.input_range.first,
+                limits.input_range.last
+            ))
+        })?;
+        let rules = Rules {
+            max_groups: config.max_page_requests,
+            timeout: config.page_response_timeout,
+            // C8: there is a lowest bit.
+            granule: 1 << page_size_mask.trailing_zeros(),
+        };
+        let state = State {
+            endpoints: BTreeMap::new(),
+            domains: BTreeMap::new(),
+            mappings: 0,
+            features: Features::empty(),
+            // C9
+            bypass: config.boot_bypass,
+            driver_ready: false,
+            connected: false,
+            memory: Vec::new(),
+            unmapped: Vec::new(),
+            properties: Vec::new(),
+        };
+        let mut device = Self {
+            config,
+            host,
+            page_size_mask,
+            input_range,
+            probe_size: usize::MAX,
+            counters: Counters::default(),
+            state: Mutex::new(state),
+            book: Mutex::new(Book::new(rules)),
+        };
+        for &endpoint in endpoints {
+            device.add_endpoint(endpoint)?;
+        }
+        let largest = device
+            .state()
+            .endpoints
+            .values()
+            .map(probe::size)
+            .max()
+            .unwrap_or(0);
+        device.probe_size = largest.max(probe::MIN_PROBE_SIZE);
+        Ok(device)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The device-specific feature bits to offer. The transport adds its own.
+    ///
+    /// MMIO is not offered: a host maps guest memory only.
     pub fn offered_features(&self) -> Features {
-        todo!()
+        // F2, F3, F4
+        Features::INPUT_RANGE
+            | Features::DOMAIN_RANGE
+            | Features::MAP_UNMAP
+            | Features::PROBE
+            | Features::BYPASS_CONFIG
+            | Features::PAGE_REQUEST
+            | Features::PASID
     }
 
     /// Takes the features that the driver accepted. Bits that are not the device's are ignored.
-    pub fn negotiate(&self, _accepted: u64) {
-        todo!()
+    pub fn negotiate(&self, accepted: u64) {
+        let features = Features::from_bits_truncate(accepted) & self.offered_features();
+        let mut state = self.state();
+        state.features = features;
+        self.book().negotiate(features);
     }
 
     /// The config space.
     pub fn config_space(&self) -> [u8; 40] {
-        todo!()
+        let (first_domain, last_domain) = self.config.domain_range;
+        let config = Config {
+            page_size_mask: U64::new(self.page_size_mask),
+            input_range: Range64 {
+                first: U64::new(self.input_range.first.0),
+                last: U64::new(self.input_range.last.0),
+            },
+            domain_range: Range32 {
+                first: U32::new(first_domain),
+                last: U32::new(last_domain),
+            },
+            probe_size: U32::new(self.probe_size as u32),
+            // C11
+            bypass: u8::from(self.state().bypass),
+            reserved: [0; 3],
+        };
+        let mut bytes = [0; 40];
+        bytes.copy_from_slice(config.as_bytes());
+        bytes
     }
 
-    /// A write to the config space: acts on `bypass`, ignores the rest (C5 to C7, C11).
-    pub fn write_config(&self, _offset: usize, _data: &[u8]) {
-        todo!()
+    /// A write to the config space: acts on `bypass`, ignores the rest (C5 to C7, C11). It may come before the
+    /// features are negotiated, and may carry old values in the fields that a driver cannot write.
+    pub fn write_config(&self, offset: usize, data: &[u8]) {
+        let bypass = offset_of!(Config, bypass)
+            .checked_sub(offset)
+            .and_then(|index| data.get(index));
+        match bypass {
+            Some(0) => self.set_bypass(&mut self.state(), false),
+            Some(1) => self.set_bypass(&mut self.state(), true),
+            _ => {}
+        }
     }
 
     /// Begins a batch of requests: locks the state until the value is finished or dropped.
     pub fn requests(&self) -> Requests<'_> {
-        todo!()
+        Requests::new(self)
     }
 
     /// Takes over a new map of guest memory: see [`Host::update_memory`].
     pub fn update_memory(
         &self,
-        _memory: &GuestMemoryMmap,
-        _removed: &[MemoryRegion],
-        _added: &[MemoryRegion],
+        memory: &GuestMemoryMmap,
+        removed: &[MemoryRegion],
+        added: &[MemoryRegion],
     ) -> Result<(), HostError> {
-        todo!()
+        let mut state = self.state();
+        let removed_from = |region: &MemoryStatus| {
+            removed
+                .iter()
+                .any(|gone| gone.gpa.0 == region.gpa && gone.length == region.length)
+        };
+        state.memory.retain(|region| !removed_from(region));
+        state.memory.extend(added.iter().map(|region| MemoryStatus {
+            gpa: region.gpa.0,
+            length: region.length,
+        }));
+        state.memory.sort_by_key(|region| region.gpa);
+        self.host
+            .update_memory(memory, removed, added)
+            .inspect_err(|_| {
+                self.counters.host_errors.increment();
+            })
     }
 
     /// A front-end connected.
     pub fn connect(&self) {
-        todo!()
+        self.counters.connections.increment();
+        self.state().connected = true;
     }
 
     /// The front-end is gone: a system reset. A device reset, then `bypass` is as at start (C10) and no
     /// feature is negotiated. The transport takes the memory away with [`Device::update_memory`].
     pub fn disconnect(&self) {
-        todo!()
+        let mut state = self.state();
+        state.bypass = self.config.boot_bypass;
+        self.reset_state(&mut state);
+        state.connected = false;
+        state.features = Features::empty();
+        self.book().negotiate(Features::empty());
     }
 
     /// A device reset: no attachment, no domain, no group, no held event; `bypass` stays (I12, C10).
     pub fn reset(&self) {
-        todo!()
+        self.reset_state(&mut self.state());
     }
 
     /// The queues stopped, perhaps for a pause: attachments and groups stay, events are held.
     pub fn suspend(&self) {
-        todo!()
+        self.book().set_suspended(true);
     }
 
     /// The queues run again.
     pub fn resume(&self) {
-        todo!()
+        self.book().set_suspended(false);
     }
 
     /// Takes what the host has to tell, answers what has waited too long, and puts into `queue` what fits.
@@ -178,34 +340,87 @@ impl Device {
     /// added event buffers, and when [`Finished::events_wanted`] says so.
     pub fn service_events(
         &self,
-        _queue: Option<&mut dyn EventQueue>,
-        _now: Instant,
+        queue: Option<&mut dyn EventQueue>,
+        now: Instant,
     ) -> Option<Instant> {
-        todo!()
+        self.book().service(&*self.host, &self.counters, queue, now)
     }
 
-    /// Adds an endpoint that the host has by now.
-    pub fn add_endpoint(&self, _endpoint: EndpointId) -> Result<(), SetupError> {
-        todo!()
+    /// Adds an endpoint that the host has by now. It is in bypass or blocked, as the config space says.
+    pub fn add_endpoint(&self, endpoint: EndpointId) -> Result<(), SetupError> {
+        let mut state = self.state();
+        if state.endpoints.contains_key(&endpoint) {
+            return Err(SetupError::EndpointExists(endpoint));
+        }
+        let properties = self
+            .host
+            .endpoint(endpoint)
+            .ok_or(SetupError::NoEndpoint(endpoint))?;
+        let new = Endpoint::new(endpoint, properties, &self.config.reserved_regions)?;
+        if probe::size(&new) > self.probe_size {
+            return Err(SetupError::ReservedRegions(format!(
+                "endpoint {endpoint} has {} reserved regions, more than the {} bytes of properties that the driver \
+                 was promised: name it on the command line",
+                new.reserved.len(),
+                self.probe_size
+            )));
+        }
+        state.endpoints.insert(endpoint, new);
+        self.book().add_endpoint(endpoint);
+        self.place_unattached(&mut state, endpoint);
+        Ok(())
     }
 
     /// Removes an endpoint: its groups answered, its domains left, the host let go of it.
-    pub fn remove_endpoint(&self, _endpoint: EndpointId) -> Result<(), SetupError> {
-        todo!()
+    pub fn remove_endpoint(&self, endpoint: EndpointId) -> Result<(), SetupError> {
+        let mut state = self.state();
+        let gone = state
+            .endpoints
+            .remove(&endpoint)
+            .ok_or(SetupError::NoEndpoint(endpoint))?;
+        {
+            let mut book = self.book();
+            self.host.remove_endpoint(endpoint);
+            self.counters
+                .page_request_withdrawn
+                .add(book.remove_endpoint(endpoint));
+        }
+        for (_, membership) in gone.memberships() {
+            self.leave(&mut state, membership.domain);
+        }
+        Ok(())
     }
 
     /// A picture of the device.
     pub fn status(&self) -> DeviceStatus {
-        todo!()
+        status::picture(&self.state())
     }
 
     /// The mappings of a domain, ascending; `None` when there is no such domain.
-    pub fn mappings(&self, _domain: DomainId) -> Option<Vec<MappingStatus>> {
-        todo!()
+    pub fn mappings(&self, domain: DomainId) -> Option<Vec<MappingStatus>> {
+        status::mappings(self.state().domains.get(&domain)?)
     }
 
     /// What happened so far.
     pub fn counters(&self) -> &Counters {
-        todo!()
+        &self.counters
     }
+}
+
+/// The page sizes of the host that were also asked for.
+fn page_sizes(host: u64, asked: Option<u64>) -> Result<u64, SetupError> {
+    let mask = host & asked.unwrap_or(u64::MAX);
+    if mask == 0 {
+        return Err(SetupError::PageSizes(format!(
+            "no page size of --page-size-mask {:#x} is one of the host's {host:#x}",
+            asked.unwrap_or(u64::MAX)
+        )));
+    }
+    let granule = 1u64 << mask.trailing_zeros();
+    if granule < MIN_GRANULE {
+        return Err(SetupError::PageSizes(format!(
+            "the granule of --page-size-mask is {granule} bytes: the smallest supported is {MIN_GRANULE}"
+        )));
+    }
+    Ok(mask)
 }

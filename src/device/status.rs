@@ -3,6 +3,13 @@
 
 use serde::Serialize;
 
+use crate::device::State;
+use crate::device::domain::{Domain, DomainKind};
+use crate::device::endpoint::{Endpoint, Place};
+use crate::device::mapping::Mapping;
+use crate::host::PageRequests;
+use crate::spec::{DomainId, EndpointId, MapFlags};
+
 /// A picture of the device.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeviceStatus {
@@ -77,4 +84,110 @@ pub struct MemoryStatus {
     pub gpa: u64,
     /// Bytes.
     pub length: u64,
+}
+
+pub(super) fn picture(state: &State) -> DeviceStatus {
+    DeviceStatus {
+        endpoints: state
+            .endpoints
+            .iter()
+            .map(|(&id, endpoint)| endpoint_status(id, endpoint))
+            .collect(),
+        domains: state
+            .domains
+            .iter()
+            .map(|(&id, domain)| domain_status(state, id, domain))
+            .collect(),
+        features: state
+            .features
+            .iter_names()
+            .map(|(name, _)| name.to_owned())
+            .collect(),
+        connected: state.connected,
+        memory: state.memory.clone(),
+    }
+}
+
+fn endpoint_status(id: EndpointId, endpoint: &Endpoint) -> EndpointStatus {
+    let (state, membership) = match endpoint.place {
+        Place::Blocked => ("blocked", None),
+        Place::Bypass => ("bypass", None),
+        Place::Attached(membership) => ("attached", Some(membership)),
+    };
+    EndpointStatus {
+        id: id.0,
+        state,
+        domain: membership.map(|membership| membership.domain.0),
+        pasids: endpoint
+            .pasids
+            .iter()
+            .map(|(pasid, membership)| PasidStatus {
+                pasid: pasid.0,
+                domain: membership.domain.0,
+            })
+            .collect(),
+        page_requests: membership
+            .is_some_and(|membership| membership.page_requests == PageRequests::Reported),
+    }
+}
+
+fn domain_status(state: &State, id: DomainId, domain: &Domain) -> DomainStatus {
+    let (kind, mappings, bytes) = match &domain.kind {
+        DomainKind::Bypass => ("bypass", 0, 0),
+        DomainKind::Paging(paging) => {
+            let table = paging.read();
+            let bytes = table
+                .iter()
+                .map(|mapping| bytes(&mapping))
+                .fold(0u64, u64::saturating_add);
+            ("paging", table.len(), bytes)
+        }
+    };
+    let inside = |endpoint: &Endpoint| {
+        endpoint
+            .memberships()
+            .any(|(_, membership)| membership.domain == id)
+    };
+    DomainStatus {
+        id: id.0,
+        kind,
+        endpoints: state
+            .endpoints
+            .iter()
+            .filter(|(_, endpoint)| inside(endpoint))
+            .map(|(id, _)| id.0)
+            .collect(),
+        mappings,
+        bytes,
+    }
+}
+
+fn bytes(mapping: &Mapping) -> u64 {
+    (mapping.range.last.0 - mapping.range.first.0).saturating_add(1)
+}
+
+pub(super) fn mappings(domain: &Domain) -> Option<Vec<MappingStatus>> {
+    let mappings = match &domain.kind {
+        DomainKind::Bypass => Vec::new(),
+        DomainKind::Paging(paging) => paging.read().iter().map(mapping_status).collect(),
+    };
+    Some(mappings)
+}
+
+fn mapping_status(mapping: Mapping) -> MappingStatus {
+    let letters = [
+        (MapFlags::READ, 'r'),
+        (MapFlags::WRITE, 'w'),
+        (MapFlags::MMIO, 'm'),
+    ];
+    MappingStatus {
+        iova: mapping.range.first.0,
+        last: mapping.range.last.0,
+        gpa: mapping.gpa.0,
+        flags: letters
+            .iter()
+            .filter(|(flag, _)| mapping.flags.contains(*flag))
+            .map(|(_, letter)| letter)
+            .collect(),
+    }
 }

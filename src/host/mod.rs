@@ -234,8 +234,8 @@ pub trait Host: Send + Sync {
     fn attach(&self, requester: Requester, to: Attachment) -> Result<(), HostError>;
 
     /// Maps, so far as the target is guest memory; the rest appears with [`Host::update_memory`]. The range
-    /// overlaps no other mapping of the domain and is not in its table yet: a host that translates from the
-    /// table has nothing to do.
+    /// overlaps no other mapping of the domain. The table has the mapping already, and loses it again when this
+    /// fails: a host that translates from the table has nothing to do.
     ///
     /// Guarantee: on error nothing of the mapping is in force.
     fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError>;

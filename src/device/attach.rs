@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where endpoints are: ATTACH, DETACH, bypass and reset (§ ATTACH, § DETACH, § Device initialization).
+
+use crate::device::domain::{Domain, DomainKind, Paging};
+use crate::device::endpoint::{Endpoint, Membership, Place};
+use crate::device::mapping::IovaRange;
+use crate::device::request::{Attach, Detach};
+use crate::device::{Device, State};
+use crate::host::{Attachment, HostError, PageRequests, Requester};
+use crate::spec::{DomainId, EndpointId, Pasid, Status};
+
+impl Device {
+    /// ATTACH.
+    pub(super) fn attach(&self, state: &mut State, request: &Attach) -> Result<(), Status> {
+        // A28
+        let endpoint = state
+            .endpoints
+            .get(&request.endpoint)
+            .ok_or(Status::NoEnt)?;
+        check_ability(endpoint, request)?;
+        let old = endpoint.membership(request.pasid);
+        let moves = old.is_none_or(|membership| membership.domain != request.domain);
+        let page_requests = page_requests(endpoint, old.filter(|_| !moves), request.page_request);
+        match state.domains.get(&request.domain) {
+            // A30
+            Some(domain) if domain.is_bypass() != request.bypass => return Err(Status::Inval),
+            Some(domain) => check_reserved(domain, endpoint)?,
+            None => {
+                // R22
+                let (first, last) = self.config.domain_range;
+                if !(first..=last).contains(&request.domain.0) {
+                    return Err(Status::Range);
+                }
+                // Leaving a domain as the last one makes room for another.
+                let ends = old
+                    .and_then(|old| state.domains.get(&old.domain))
+                    .is_some_and(|d| d.members == 1);
+                if state.domains.len() - usize::from(ends) >= self.config.max_domains {
+                    return Err(Status::NoMem);
+                }
+            }
+        }
+        // A29, A31, A33
+        let membership = Membership {
+            domain: request.domain,
+            page_requests,
+        };
+        let requester = Requester {
+            endpoint: request.endpoint,
+            pasid: request.pasid,
+        };
+        self.enter(state, request.domain, request.bypass)?;
+        if let Err(error) = self.move_requester(requester, attachment(membership, request.bypass)) {
+            self.leave(state, request.domain);
+            return Err(self.failed(&error));
+        }
+        let Some(endpoint) = state.endpoints.get_mut(&request.endpoint) else {
+            return Err(Status::NoEnt);
+        };
+        match request.pasid {
+            Some(pasid) => drop(endpoint.pasids.insert(pasid, membership)),
+            None => endpoint.place = Place::Attached(membership),
+        }
+        if request.page_request {
+            endpoint.failed = false;
+        }
+        if let Some(old) = old {
+            self.leave(state, old.domain);
+        }
+        self.refresh_reserved(state, request.domain);
+        Ok(())
+    }
+
+    /// DETACH.
+    pub(super) fn detach(&self, state: &mut State, request: &Detach) -> Result<(), Status> {
+        // D36
+        let endpoint = state
+            .endpoints
+            .get(&request.endpoint)
+            .ok_or(Status::NoEnt)?;
+        check_pasid(endpoint, request.pasid)?;
+        // D37
+        endpoint
+            .membership(request.pasid)
+            .filter(|membership| membership.domain == request.domain)
+            .ok_or(Status::Inval)?;
+        self.detach_requester(state, request.endpoint, request.pasid)
+    }
+
+    /// Takes a requester out of its domain. D38: it reaches none of the domain's mappings afterwards.
+    fn detach_requester(
+        &self,
+        state: &mut State,
+        id: EndpointId,
+        pasid: Option<Pasid>,
+    ) -> Result<(), Status> {
+        let bypass = state.bypass;
+        let Some(endpoint) = state.endpoints.get_mut(&id) else {
+            return Err(Status::NoEnt);
+        };
+        let Some(old) = endpoint.membership(pasid) else {
+            return Ok(());
+        };
+        let requester = Requester {
+            endpoint: id,
+            pasid,
+        };
+        match pasid {
+            Some(pasid) => {
+                self.move_requester(requester, Attachment::Blocked)
+                    .map_err(|error| self.failed(&error))?;
+                endpoint.pasids.remove(&pasid);
+            }
+            None => {
+                endpoint.place = self
+                    .to_unattached(requester, bypass)
+                    .map_err(|error| self.failed(&error))?;
+            }
+        }
+        self.leave(state, old.domain);
+        Ok(())
+    }
+
+    /// Moves a requester to where unattached ones are; blocked where bypass cannot be had.
+    fn to_unattached(&self, requester: Requester, bypass: bool) -> Result<Place, HostError> {
+        if bypass {
+            match self.move_requester(requester, Attachment::Bypass) {
+                Ok(()) => return Ok(Place::Bypass),
+                Err(error) => {
+                    self.failed(&error);
+                    log::error!(
+                        "{requester}: bypass refused by the host, blocked instead: {error}"
+                    );
+                }
+            }
+        }
+        self.move_requester(requester, Attachment::Blocked)?;
+        Ok(Place::Blocked)
+    }
+
+    /// Puts an endpoint that is not attached where the config space says (B25).
+    pub(super) fn place_unattached(&self, state: &mut State, id: EndpointId) {
+        let bypass = state.bypass;
+        let Some(endpoint) = state.endpoints.get_mut(&id) else {
+            return;
+        };
+        let wanted = if bypass {
+            Place::Bypass
+        } else {
+            Place::Blocked
+        };
+        if matches!(endpoint.place, Place::Attached(_)) || endpoint.place == wanted {
+            return;
+        }
+        let requester = Requester {
+            endpoint: id,
+            pasid: None,
+        };
+        match self.to_unattached(requester, bypass) {
+            Ok(place) => endpoint.place = place,
+            Err(error) => log::error!("{requester}: the host cannot block it: {error}"),
+        }
+    }
+
+    /// Writes `bypass` of the config space and moves who is concerned.
+    pub(super) fn set_bypass(&self, state: &mut State, bypass: bool) {
+        state.bypass = bypass;
+        for id in ids(state) {
+            self.place_unattached(state, id);
+        }
+    }
+
+    /// I12: no attachment, no domain. C10: `bypass` stays.
+    pub(super) fn reset_state(&self, state: &mut State) {
+        self.counters.resets.increment();
+        for id in ids(state) {
+            let memberships: Vec<_> = state
+                .endpoints
+                .get(&id)
+                .map(|endpoint| endpoint.memberships().map(|(pasid, _)| pasid).collect())
+                .unwrap_or_default();
+            for pasid in memberships {
+                if let Err(status) = self.detach_requester(state, id, pasid) {
+                    log::error!(
+                        "endpoint {id}: still attached after a reset, the host refused: {status:?}"
+                    );
+                }
+            }
+            self.place_unattached(state, id);
+            if let Some(endpoint) = state.endpoints.get_mut(&id) {
+                endpoint.failed = false;
+            }
+        }
+        state.driver_ready = false;
+        self.book().reset();
+    }
+
+    /// Draft 1, rule 7: the endpoint raises no page requests until it is attached with PAGE_REQUEST.
+    pub(super) fn turn_page_requests_off(&self, state: &mut State, id: EndpointId) {
+        let Some(endpoint) = state.endpoints.get_mut(&id) else {
+            return;
+        };
+        endpoint.failed = true;
+        let reporting: Vec<_> = endpoint
+            .memberships()
+            .filter(|(_, membership)| membership.page_requests == PageRequests::Reported)
+            .collect();
+        for (pasid, membership) in reporting {
+            let off = Membership {
+                page_requests: PageRequests::Off,
+                ..membership
+            };
+            let requester = Requester {
+                endpoint: id,
+                pasid,
+            };
+            match pasid {
+                Some(pasid) => drop(endpoint.pasids.insert(pasid, off)),
+                None => endpoint.place = Place::Attached(off),
+            }
+            if let Err(error) = self.move_requester(requester, attachment(off, false)) {
+                // The host still raises them: answer what is there, and whatever comes.
+                self.failed(&error);
+                let mut book = self.book();
+                let groups = book.refuse(&*self.host, &self.counters, requester);
+                self.counters.page_request_withdrawn.add(groups);
+                book.set_attachment(requester, attachment(off, false));
+            }
+        }
+    }
+
+    /// Moves a requester on the host and in the book, as one step for whoever reads page requests.
+    fn move_requester(&self, requester: Requester, to: Attachment) -> Result<(), HostError> {
+        let mut book = self.book();
+        if book.attachment(requester) == to {
+            return Ok(());
+        }
+        self.host.attach(requester, to)?;
+        // Rule 5; the host has answered them.
+        self.counters
+            .page_request_withdrawn
+            .add(book.withdraw(requester));
+        book.set_attachment(requester, to);
+        Ok(())
+    }
+
+    /// Counts a requester in, making the domain when it is the first.
+    fn enter(&self, state: &mut State, id: DomainId, bypass: bool) -> Result<(), Status> {
+        if let Some(domain) = state.domains.get_mut(&id) {
+            domain.members += 1;
+            return Ok(());
+        }
+        let kind = if bypass {
+            DomainKind::Bypass
+        } else {
+            let paging = Paging::new();
+            self.host
+                .create_domain(id, paging.mappings.clone())
+                .map_err(|error| self.failed(&error))?;
+            DomainKind::Paging(paging)
+        };
+        state.domains.insert(id, Domain { kind, members: 1 });
+        Ok(())
+    }
+
+    /// Counts a requester out. D39: the domain ends with its last, and its mappings with it.
+    pub(super) fn leave(&self, state: &mut State, id: DomainId) {
+        let Some(domain) = state.domains.get_mut(&id) else {
+            return;
+        };
+        domain.members -= 1;
+        if domain.members > 0 {
+            self.refresh_reserved(state, id);
+            return;
+        }
+        if let Some(Domain {
+            kind: DomainKind::Paging(paging),
+            ..
+        }) = state.domains.remove(&id)
+        {
+            state.mappings -= paging.read().len();
+            self.host.destroy_domain(id);
+        }
+    }
+
+    /// Collects what the endpoints of a domain have reserved (V62).
+    fn refresh_reserved(&self, state: &mut State, id: DomainId) {
+        let Some(Domain {
+            kind: DomainKind::Paging(paging),
+            ..
+        }) = state.domains.get_mut(&id)
+        else {
+            return;
+        };
+        paging.reserved.clear();
+        for endpoint in state.endpoints.values() {
+            if endpoint
+                .memberships()
+                .any(|(_, membership)| membership.domain == id)
+            {
+                paging
+                    .reserved
+                    .extend(endpoint.reserved.iter().map(|region| region.range));
+            }
+        }
+        paging.reserved.sort_by_key(|range| range.first);
+        paging.reserved.dedup();
+    }
+
+    /// Counts and logs a failed host call. Returns its status.
+    pub(super) fn failed(&self, error: &HostError) -> Status {
+        if self.counters.host_errors.increment_and_log() {
+            log::error!("{error}");
+        }
+        error.status()
+    }
+}
+
+fn ids(state: &State) -> Vec<EndpointId> {
+    state.endpoints.keys().copied().collect()
+}
+
+fn attachment(membership: Membership, bypass: bool) -> Attachment {
+    if bypass {
+        return Attachment::Bypass;
+    }
+    Attachment::Domain {
+        domain: membership.domain,
+        page_requests: membership.page_requests,
+    }
+}
+
+/// Draft 1: what an endpoint cannot do is UNSUPP, a PASID beyond its width INVAL.
+fn check_ability(endpoint: &Endpoint, request: &Attach) -> Result<(), Status> {
+    if request.page_request && !endpoint.properties.page_requests {
+        return Err(Status::Unsupp);
+    }
+    check_pasid(endpoint, request.pasid)
+}
+
+fn check_pasid(endpoint: &Endpoint, pasid: Option<Pasid>) -> Result<(), Status> {
+    let Some(Pasid(pasid)) = pasid else {
+        return Ok(());
+    };
+    match endpoint.properties.pasid_width {
+        0 => Err(Status::Unsupp),
+        width if u64::from(pasid) >> width != 0 => Err(Status::Inval),
+        _ => Ok(()),
+    }
+}
+
+/// A32: mappings of the domain lie where the endpoint has something reserved.
+fn check_reserved(domain: &Domain, endpoint: &Endpoint) -> Result<(), Status> {
+    let DomainKind::Paging(paging) = &domain.kind else {
+        return Ok(());
+    };
+    let mappings = paging.read();
+    let collides = endpoint
+        .reserved
+        .iter()
+        .any(|region| mappings.overlaps(&region.range));
+    if collides {
+        Err(Status::Unsupp)
+    } else {
+        Ok(())
+    }
+}
+
+/// `old` is the attachment to the same domain, when there is one.
+fn page_requests(endpoint: &Endpoint, old: Option<Membership>, asked: bool) -> PageRequests {
+    match asked {
+        true => PageRequests::Reported,
+        // Rule 7: off until it is attached again with PAGE_REQUEST.
+        false if endpoint.failed => PageRequests::Off,
+        false if old.is_some_and(|old| old.page_requests == PageRequests::Off) => PageRequests::Off,
+        false => PageRequests::Unwanted,
+    }
+}
+
+/// V62: whether a MAP touches what an endpoint in the domain has reserved.
+pub(super) fn touches_reserved(paging: &Paging, range: &IovaRange) -> bool {
+    paging
+        .reserved
+        .iter()
+        .take_while(|region| region.first <= range.last)
+        .any(|region| region.last >= range.first)
+}

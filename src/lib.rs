@@ -19,6 +19,13 @@
 //!
 //! `unsafe` code is confined to the modules that talk to the kernel: see `host/iommufd/`.
 #![deny(unsafe_code)]
+#![cfg_attr(
+    test,
+    expect(
+        non_snake_case,
+        reason = "the ids of normative points end the names of their tests"
+    )
+)]
 
 pub mod device;
 pub mod host;

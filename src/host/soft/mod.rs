@@ -19,10 +19,6 @@
 mod access;
 mod book;
 #[cfg(test)]
-#[expect(
-    non_snake_case,
-    reason = "the ids of points end the names of their tests"
-)]
 mod tests;
 
 use std::collections::BTreeMap;

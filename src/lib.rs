@@ -27,6 +27,7 @@
     )
 )]
 
+pub mod args;
 pub mod device;
 pub mod host;
 pub mod spec;

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Values of options: numbers, ranges, regions, times.
+
+use std::time::Duration;
+
+use crate::device::mapping::IovaRange;
+use crate::host::ReservedRegion;
+use crate::spec::ResvMemSubtype;
+
+/// The longest `--page-response-timeout`: a year. Beyond that, 0 says it better.
+const MAX_TIMEOUT_SECONDS: f64 = 365.0 * 86400.0;
+
+/// A decimal number, or a hexadecimal one after `0x`.
+pub fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => hexadecimal(digits),
+        None if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
+        None => None,
+    }
+}
+
+fn hexadecimal(digits: &str) -> Option<u64> {
+    (digits.bytes().all(|b| b.is_ascii_hexdigit()))
+        .then(|| u64::from_str_radix(digits, 16).ok())
+        .flatten()
+}
+
+/// `--page-size-mask`.
+pub(super) fn page_size_mask(text: &str) -> Result<u64, String> {
+    match number(text) {
+        None => Err("expected a number, such as 0xfffffffffffff000".to_owned()),
+        Some(0) => Err("at least one page size must be left: set at least one bit".to_owned()),
+        Some(mask) => Ok(mask),
+    }
+}
+
+/// `LOW:HIGH`, both inclusive.
+fn range(text: &str) -> Result<(u64, u64), String> {
+    let (low, high) = text
+        .split_once(':')
+        .and_then(|(low, high)| Some((number(low)?, number(high)?)))
+        .ok_or("expected LOW:HIGH, two numbers such as 0x0:0xffffffff")?;
+    if low > high {
+        return Err(format!(
+            "LOW is above HIGH ({low:#x} > {high:#x}); both belong to the range"
+        ));
+    }
+    Ok((low, high))
+}
+
+/// `--input-range`.
+pub(super) fn input_range(text: &str) -> Result<IovaRange, String> {
+    let (low, high) = range(text)?;
+    IovaRange::new(low, high).ok_or_else(|| "LOW is above HIGH".to_owned())
+}
+
+/// `--domain-range`.
+pub(super) fn domain_range(text: &str) -> Result<(u32, u32), String> {
+    let (low, high) = range(text)?;
+    match (u32::try_from(low), u32::try_from(high)) {
+        (Ok(low), Ok(high)) => Ok((low, high)),
+        _ => Err("domain IDs have 32 bits: 0xffffffff is the highest".to_owned()),
+    }
+}
+
+/// `--reserved-region LOW:HIGH:TYPE`, in QEMU's syntax: hexadecimal, with or without `0x`.
+pub(super) fn reserved_region(text: &str) -> Result<ReservedRegion, String> {
+    const SYNTAX: &str = "expected LOW:HIGH:TYPE as in QEMU, LOW and HIGH hexadecimal, such as 0xfee00000:0xfeefffff:1";
+    let hex = |part: &str| hexadecimal(part.strip_prefix("0x").unwrap_or(part));
+    let mut parts = text.split(':');
+    let (Some(low), Some(high), Some(kind), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return Err(SYNTAX.to_owned());
+    };
+    let (Some(low), Some(high)) = (hex(low), hex(high)) else {
+        return Err(SYNTAX.to_owned());
+    };
+    let subtype = match kind {
+        "0" => ResvMemSubtype::Reserved,
+        "1" => ResvMemSubtype::Msi,
+        _ => return Err(format!("TYPE '{kind}' is neither 0 (reserved) nor 1 (MSI)")),
+    };
+    let range = IovaRange::new(low, high)
+        .ok_or_else(|| format!("LOW is above HIGH ({low:#x} > {high:#x})"))?;
+    Ok(ReservedRegion { range, subtype })
+}
+
+/// `--page-response-timeout`: seconds, 0 for none.
+pub(super) fn timeout(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=MAX_TIMEOUT_SECONDS).contains(&seconds) => Ok(seconds),
+        _ => Err("expected seconds, such as 10 or 0.5; 0 waits for ever".to_owned()),
+    }
+}
+
+/// The time-out as the device wants it.
+pub(super) fn timeout_duration(seconds: f64) -> Option<Duration> {
+    (seconds > 0.0)
+        .then(|| Duration::try_from_secs_f64(seconds).ok())
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_decimal_or_hexadecimal() {
+        assert_eq!(number("40"), Some(40));
+        assert_eq!(number("0xffffffffffffffff"), Some(u64::MAX));
+        for text in ["", "0x", "-1", "+1", "0x+1", "1k", "18446744073709551616"] {
+            assert_eq!(number(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn both_ends_belong_to_a_range() {
+        assert_eq!(input_range("0:0xffffffffffffffff"), Ok(IovaRange::ALL));
+        assert_eq!(domain_range("5:5"), Ok((5, 5)));
+        for text in ["", "5", "6:5", "1:2:3", "a:b"] {
+            assert!(domain_range(text).is_err(), "{text:?}");
+        }
+        assert!(domain_range("0:0x100000000").is_err());
+    }
+
+    #[test]
+    fn reserved_regions_are_written_as_for_qemu() {
+        let msi = ReservedRegion {
+            range: IovaRange::new(0xfee0_0000, 0xfeef_ffff).expect("range"),
+            subtype: ResvMemSubtype::Msi,
+        };
+        assert_eq!(reserved_region("0xfee00000:0xfeefffff:1"), Ok(msi));
+        assert_eq!(reserved_region("fee00000:feefffff:1"), Ok(msi));
+        for text in ["", "0:1", "1:0:0", "0:1:2", "0:1:0:0", "x:1:0", "0:1:"] {
+            assert!(reserved_region(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn no_time_out_is_written_as_zero() {
+        assert_eq!(timeout("0").map(timeout_duration), Ok(None));
+        let half = Some(Duration::from_millis(500));
+        assert_eq!(timeout("0.5").map(timeout_duration), Ok(half));
+        for text in ["", "-1", "NaN", "inf", "ten", "1e30"] {
+            assert!(timeout(text).is_err(), "{text:?}");
+        }
+    }
+}

@@ -30,4 +30,7 @@
 pub mod args;
 pub mod device;
 pub mod host;
+pub mod listen;
 pub mod spec;
+pub mod sys;
+pub mod viot;

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Socket files: made, replaced when stale, removed at the end.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
+
+/// Why a path cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Somebody does already.
+    #[error("{0}: another process listens there; stop it, or choose another path")]
+    InUse(PathBuf),
+    /// Something that is no socket is in the way.
+    #[error("{0}: a file that is not a socket is in the way; remove it, or choose another path")]
+    NotASocket(PathBuf),
+    /// The system says no.
+    #[error("cannot listen on {0}: {1}")]
+    Io(PathBuf, io::Error),
+}
+
+/// A listening socket whose file goes away with it.
+#[derive(Debug)]
+pub struct SocketFile {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file, to leave alone what somebody else put there since.
+    identity: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    /// Listens on a path. A socket file that nobody listens on is replaced.
+    pub fn bind(path: &Path) -> Result<Self, ListenError> {
+        let failed = |error| ListenError::Io(path.to_owned(), error);
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                remove_stale(path)?;
+                UnixListener::bind(path).map_err(failed)?
+            }
+            other => other.map_err(failed)?,
+        };
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            identity: identity(path),
+        })
+    }
+
+    /// The socket.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            // Nothing depends on it: the next start replaces it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    let failed = |error| ListenError::Io(path.to_owned(), error);
+    let metadata = fs::metadata(path).map_err(failed)?;
+    if !metadata.file_type().is_socket() {
+        return Err(ListenError::NotASocket(path.to_owned()));
+    }
+    // A datagram socket can never be connected to a stream socket, so nobody who listens sees this. The error
+    // tells the two apart: the wrong type (EPROTOTYPE) when a socket is bound there, refused when none is.
+    let probe = UnixDatagram::unbound().map_err(failed)?;
+    match probe.connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed)
+        }
+        Err(error) if error.raw_os_error() != Some(libc::EPROTOTYPE) => Err(failed(error)),
+        _ => Err(ListenError::InUse(path.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("socket");
+        drop(UnixListener::bind(&path).expect("bind"));
+        assert!(path.exists(), "std leaves the file behind");
+        let live = SocketFile::bind(&path).expect("replaced");
+        assert!(matches!(
+            SocketFile::bind(&path),
+            Err(ListenError::InUse(_))
+        ));
+        // The one who listens has noticed nothing.
+        live.listener().set_nonblocking(true).expect("nonblocking");
+        assert!(live.listener().accept().is_err());
+        drop(live);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("precious");
+        fs::write(&path, "data").expect("write");
+        assert!(matches!(
+            SocketFile::bind(&path),
+            Err(ListenError::NotASocket(_))
+        ));
+        assert_eq!(fs::read(&path).expect("read"), b"data");
+    }
+
+    #[test]
+    fn a_file_that_somebody_else_made_since_is_left_alone() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("socket");
+        let first = SocketFile::bind(&path).expect("bind");
+        // Another file first, so that the inode's number is not used again at once.
+        let other = directory.path().join("other");
+        fs::write(&other, "data").expect("write");
+        fs::rename(&other, &path).expect("rename");
+        drop(first);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_an_error_with_the_path() {
+        let error = SocketFile::bind(Path::new("/nonexistent/socket")).expect_err("no directory");
+        assert!(error.to_string().contains("/nonexistent/socket"));
+    }
+}

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
+/* A test program that runs as init: the line protocol, and the commands of each file. See ../README.md. */
+#ifndef INIT_H
+#define INIT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stddef.h>
+
+/* The words of a command, without its name. */
+struct words {
+	int count;
+	char **word;
+};
+
+/* A command: answers with exactly one call of ok() or one of the fail() functions. */
+struct command {
+	const char *name;
+	int least, most;	/* words; most < 0: any number */
+	void (*run)(struct words words);
+};
+
+/* Each ends with an entry without a name. */
+extern const struct command file_commands[];
+extern const struct command pci_commands[];
+extern const struct command vfio_commands[];
+extern const struct command log_commands[];
+extern const struct command system_commands[];
+
+/* A line of data in front of the answer. */
+void data(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* The answer. */
+void ok(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* The answer, with the meaning of errno after it. */
+void fail_errno(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* A number, decimal or 0x hexadecimal; answers and returns false when it is none. */
+bool number(const char *word, uint64_t *value);
+/* The words from `first` on, separated by blanks; valid until the next call. */
+const char *join(struct words words, int first);
+
+/* Reads a whole small file without its last newline; NULL and errno on failure; valid until the next call. */
+const char *slurp(const char *path);
+/* Writes to an existing file; false and errno on failure. */
+bool spit(const char *path, const char *text);
+/* The last component of where a symbolic link points to, or NULL; valid until the next call. */
+const char *link_name(const char *path);
+/* The full PCI address: 00:05.0 is 0000:00:05.0; valid until the next call. */
+const char *pci_address(const char *word);
+
+#endif

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
+/*
+ * What this program uses of the kernel's interfaces, in our own words: distributions' headers are older than the kernels
+ * that we run. Sources: Documentation/driver-api/vfio.rst, Documentation/userspace-api/iommufd.rst.
+ */
+#ifndef UAPI_H
+#define UAPI_H
+
+#include <linux/ioctl.h>
+#include <stdint.h>
+
+/* VFIO: groups and containers. */
+#define VFIO_IO(n) _IO(';', 100 + (n))
+#define VFIO_CONTAINER_SET_IOMMU VFIO_IO(2)
+#define VFIO_GROUP_STATUS VFIO_IO(3)
+#define VFIO_GROUP_JOIN_CONTAINER VFIO_IO(4)
+#define VFIO_GROUP_LEAVE_CONTAINER VFIO_IO(5)
+#define VFIO_GROUP_DEVICE_FD VFIO_IO(6)
+#define VFIO_TYPE1_INFO VFIO_IO(12)
+#define VFIO_TYPE1_MAP VFIO_IO(13)
+#define VFIO_TYPE1_UNMAP VFIO_IO(14)
+
+#define VFIO_TYPE1V2 3
+#define VFIO_GROUP_VIABLE 1
+#define VFIO_MAP_READ 1
+#define VFIO_MAP_WRITE 2
+#define VFIO_INFO_CAPS 2
+#define VFIO_INFO_CAP_RANGES 1
+
+struct vfio_group_status_arg {
+	uint32_t argsz, flags;
+};
+
+struct vfio_map_arg {
+	uint32_t argsz, flags;
+	uint64_t vaddr, iova, size;
+};
+
+struct vfio_unmap_arg {
+	uint32_t argsz, flags;
+	uint64_t iova, size;
+};
+
+struct vfio_info_arg {
+	uint32_t argsz, flags;
+	uint64_t page_sizes;
+	uint32_t cap_offset, pad;
+};
+
+struct vfio_cap {
+	uint16_t id, version;
+	uint32_t next;
+};
+
+struct vfio_cap_ranges {
+	struct vfio_cap head;
+	uint32_t count, pad;
+	struct {
+		uint64_t start, last;
+	} range[];
+};
+
+/* VFIO: device files and iommufd. */
+#define VFIO_DEVICE_BIND VFIO_IO(18)
+#define VFIO_DEVICE_ATTACH VFIO_IO(19)
+#define VFIO_DEVICE_DETACH VFIO_IO(20)
+
+struct vfio_bind_arg {
+	uint32_t argsz, flags;
+	int32_t iommufd;
+	uint32_t devid;
+};
+
+struct vfio_attach_arg {
+	uint32_t argsz, flags, pt_id;
+};
+
+struct vfio_detach_arg {
+	uint32_t argsz, flags;
+};
+
+/* iommufd. */
+#define IOMMUFD_DESTROY _IO(';', 0x80)
+#define IOMMUFD_IOAS_ALLOC _IO(';', 0x81)
+#define IOMMUFD_IOAS_RANGES _IO(';', 0x84)
+#define IOMMUFD_IOAS_MAP _IO(';', 0x85)
+#define IOMMUFD_IOAS_UNMAP _IO(';', 0x86)
+
+#define IOMMUFD_MAP_FIXED 1
+#define IOMMUFD_MAP_WRITE 2
+#define IOMMUFD_MAP_READ 4
+
+struct iommufd_destroy_arg {
+	uint32_t size, id;
+};
+
+struct iommufd_ioas_alloc_arg {
+	uint32_t size, flags, ioas;
+};
+
+struct iommufd_range {
+	uint64_t start, last;
+};
+
+struct iommufd_ranges_arg {
+	uint32_t size, ioas, count, reserved;
+	uint64_t ranges, alignment;
+};
+
+struct iommufd_map_arg {
+	uint32_t size, flags, ioas, reserved;
+	uint64_t vaddr, length, iova;
+};
+
+struct iommufd_unmap_arg {
+	uint32_t size, ioas;
+	uint64_t iova, length;
+};
+
+/* The DMA map benchmark (CONFIG_DMA_MAP_BENCHMARK). */
+struct dma_benchmark_arg {
+	uint64_t map_100ns, map_stddev, unmap_100ns, unmap_stddev;
+	uint32_t threads, seconds;
+	int32_t node;
+	uint32_t dma_bits, direction, transfer_ns, pages;
+	uint8_t reserved[76];
+};
+#define DMA_BENCHMARK _IOWR('d', 1, struct dma_benchmark_arg)
+
+_Static_assert(sizeof(struct vfio_info_arg) == 24, "VFIO_IOMMU_GET_INFO");
+_Static_assert(sizeof(struct iommufd_map_arg) == 40, "IOMMU_IOAS_MAP");
+_Static_assert(sizeof(struct iommufd_ranges_arg) == 32, "IOMMU_IOAS_IOVA_RANGES");
+_Static_assert(sizeof(struct dma_benchmark_arg) == 136, "DMA_MAP_BENCHMARK");
+
+#endif

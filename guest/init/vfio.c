@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "init.h"
+#include "uapi.h"
+#include "vfio.h"
+
+static const char *step = "";
+static int iommufd = -1;
+
+const char *vfio_step(void)
+{
+	return step;
+}
+
+/* An ioctl with a name for the error message. */
+#define CALL(fd, request, argument) (step = #request, ioctl(fd, request, argument) >= 0)
+
+static bool has_iommufd(void)
+{
+	if (iommufd < 0)
+		iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	return iommufd >= 0;
+}
+
+static int open_step(const char *path)
+{
+	step = "open";
+	return open(path, O_RDWR | O_CLOEXEC);
+}
+
+/* Opens /dev/vfio/devices/vfioN; sysfs says which. */
+static int open_device_file(const char *address)
+{
+	char path[PATH_MAX];
+	int fd = -1;
+
+	step = "look for vfio-dev";
+	snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/vfio-dev", address);
+	DIR *directory = opendir(path);
+	if (!directory)
+		return -1;
+	for (struct dirent *entry; fd < 0 && (entry = readdir(directory));) {
+		if (strncmp(entry->d_name, "vfio", 4))
+			continue;
+		snprintf(path, sizeof path, "/dev/vfio/devices/%s", entry->d_name);
+		fd = open_step(path);
+	}
+	int reason = errno;
+	closedir(directory);
+	errno = reason;
+	return fd;
+}
+
+bool device_open(struct device *device, const char *address)
+{
+	char path[PATH_MAX];
+
+	*device = (struct device){ .fd = -1, .group = -1 };
+	snprintf(device->address, sizeof device->address, "%s", address);
+	if (has_iommufd()) {
+		device->fd = open_device_file(address);
+		if (device->fd < 0)
+			return false;
+		struct vfio_bind_arg bind = { .argsz = sizeof bind, .iommufd = iommufd };
+		if (CALL(device->fd, VFIO_DEVICE_BIND, &bind))
+			return true;
+		int reason = errno;
+		device_close(device);
+		errno = reason;
+		return false;
+	}
+	step = "look for iommu_group";
+	snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/iommu_group", address);
+	const char *number = link_name(path);
+	if (!number)
+		return false;
+	snprintf(path, sizeof path, "/dev/vfio/%s", number);
+	device->group = open_step(path);
+	return device->group >= 0;
+}
+
+void device_close(struct device *device)
+{
+	if (device->fd >= 0)
+		close(device->fd);
+	if (device->group >= 0)
+		close(device->group);
+	device->fd = device->group = -1;
+}
+
+bool device_attach(struct device *device, struct space *space)
+{
+	if (device->group < 0) {
+		struct vfio_attach_arg attach = { .argsz = sizeof attach, .pt_id = space->ioas };
+		return CALL(device->fd, VFIO_DEVICE_ATTACH, &attach);
+	}
+	if (!CALL(device->group, VFIO_GROUP_JOIN_CONTAINER, &space->container))
+		return false;
+	if (!space->has_type) {
+		if (!CALL(space->container, VFIO_CONTAINER_SET_IOMMU, VFIO_TYPE1V2))
+			return false;
+		space->has_type = true;
+	}
+	step = "VFIO_GROUP_DEVICE_FD";
+	device->fd = ioctl(device->group, VFIO_GROUP_DEVICE_FD, device->address);
+	return device->fd >= 0;
+}
+
+bool device_detach(struct device *device)
+{
+	if (device->group < 0) {
+		struct vfio_detach_arg detach = { .argsz = sizeof detach };
+		return CALL(device->fd, VFIO_DEVICE_DETACH, &detach);
+	}
+	if (device->fd >= 0)
+		close(device->fd);
+	device->fd = -1;
+	return CALL(device->group, VFIO_GROUP_LEAVE_CONTAINER, NULL);
+}
+
+bool space_open(struct space *space)
+{
+	*space = (struct space){ .container = -1 };
+	if (has_iommufd()) {
+		struct iommufd_ioas_alloc_arg alloc = { .size = sizeof alloc };
+		if (!CALL(iommufd, IOMMUFD_IOAS_ALLOC, &alloc))
+			return false;
+		space->ioas = alloc.ioas;
+		return true;
+	}
+	space->container = open_step("/dev/vfio/vfio");
+	return space->container >= 0;
+}
+
+void space_close(struct space *space)
+{
+	struct iommufd_destroy_arg destroy = { .size = sizeof destroy, .id = space->ioas };
+
+	if (space->container >= 0)
+		close(space->container);
+	else
+		ioctl(iommufd, IOMMUFD_DESTROY, &destroy);
+}
+
+bool space_map(struct space *space, uint64_t iova, void *memory, uint64_t length, bool read, bool write)
+{
+	if (space->container < 0) {
+		struct iommufd_map_arg map = {
+			.size = sizeof map,
+			.flags = IOMMUFD_MAP_FIXED | (read ? IOMMUFD_MAP_READ : 0) | (write ? IOMMUFD_MAP_WRITE : 0),
+			.ioas = space->ioas,
+			.vaddr = (uintptr_t)memory,
+			.length = length,
+			.iova = iova,
+		};
+		return CALL(iommufd, IOMMUFD_IOAS_MAP, &map);
+	}
+	struct vfio_map_arg map = {
+		.argsz = sizeof map,
+		.flags = (read ? VFIO_MAP_READ : 0) | (write ? VFIO_MAP_WRITE : 0),
+		.vaddr = (uintptr_t)memory,
+		.iova = iova,
+		.size = length,
+	};
+	return CALL(space->container, VFIO_TYPE1_MAP, &map);
+}
+
+bool space_unmap(struct space *space, uint64_t iova, uint64_t length)
+{
+	if (space->container < 0) {
+		struct iommufd_unmap_arg unmap = {
+			.size = sizeof unmap, .ioas = space->ioas, .iova = iova, .length = length,
+		};
+		return CALL(iommufd, IOMMUFD_IOAS_UNMAP, &unmap);
+	}
+	struct vfio_unmap_arg unmap = { .argsz = sizeof unmap, .iova = iova, .size = length };
+	return CALL(space->container, VFIO_TYPE1_UNMAP, &unmap);
+}
+
+/* A container tells its ranges in a capability behind the fixed part of its info. */
+static int container_ranges(struct space *space, struct range *ranges, int most)
+{
+	static uint64_t buffer[512];
+	struct vfio_info_arg *info = (void *)buffer;
+	int count = 0;
+
+	memset(buffer, 0, sizeof buffer);
+	info->argsz = sizeof buffer;
+	if (!CALL(space->container, VFIO_TYPE1_INFO, info))
+		return -1;
+	if (!(info->flags & VFIO_INFO_CAPS))
+		return 0;
+	for (uint32_t offset = info->cap_offset; offset;) {
+		struct vfio_cap_ranges *cap = (void *)((char *)buffer + offset);
+		offset = cap->head.next;
+		if (cap->head.id != VFIO_INFO_CAP_RANGES)
+			continue;
+		for (; count < (int)cap->count && count < most; count++)
+			ranges[count] = (struct range){ cap->range[count].start, cap->range[count].last };
+	}
+	return count;
+}
+
+int space_ranges(struct space *space, struct range *ranges, int most)
+{
+	struct iommufd_range raw[64];
+	struct iommufd_ranges_arg arg = {
+		.size = sizeof arg, .ioas = space->ioas, .count = 64, .ranges = (uintptr_t)raw,
+	};
+
+	if (space->container >= 0)
+		return container_ranges(space, ranges, most);
+	if (!CALL(iommufd, IOMMUFD_IOAS_RANGES, &arg))
+		return -1;
+	int count = (int)arg.count < most ? (int)arg.count : most;
+	for (int i = 0; i < count; i++)
+		ranges[i] = (struct range){ raw[i].start, raw[i].last };
+	return count;
+}

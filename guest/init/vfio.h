@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause */
+/*
+ * VFIO in two ways with one face: device files and iommufd where the kernel has them, groups and containers otherwise.
+ *
+ *     device ── attach ── space ── map ── memory of this process
+ *
+ * All functions return false with errno set, and vfio_step() names the step that failed.
+ */
+#ifndef VFIO_H
+#define VFIO_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* A device of user space. */
+struct device {
+	int fd;		/* -1 while a group's device is attached to nothing */
+	int group;	/* -1 with a device file */
+	char address[32];
+};
+
+/* An address space: an IOAS or a container. */
+struct space {
+	uint32_t ioas;
+	int container;	/* -1 with iommufd */
+	bool has_type;	/* a container gets its type with its first group */
+};
+
+struct range {
+	uint64_t start, last;
+};
+
+const char *vfio_step(void);
+
+bool device_open(struct device *device, const char *address);
+void device_close(struct device *device);
+bool device_attach(struct device *device, struct space *space);
+bool device_detach(struct device *device);
+
+bool space_open(struct space *space);
+void space_close(struct space *space);
+bool space_map(struct space *space, uint64_t iova, void *memory, uint64_t length, bool read, bool write);
+bool space_unmap(struct space *space, uint64_t iova, uint64_t length);
+/* The allowed ranges: how many of `most` were filled in, or -1. */
+int space_ranges(struct space *space, struct range *ranges, int most);
+
+#endif

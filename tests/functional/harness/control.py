@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The back-end's control socket."""
+
+import json
+import pathlib
+import socket
+from typing import Any
+
+from .lines import LineSocket
+
+
+class ControlError(Exception):
+    """The back-end answered with an error."""
+
+    def __init__(self, error: dict[str, str]):
+        super().__init__(f"{error['class']}: {error['desc']}")
+        self.error_class = error["class"]
+
+
+class Control:
+    """A connection to the control socket."""
+
+    def __init__(self, path: pathlib.Path, timeout: float = 30.0):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(str(path))
+        self._lines = LineSocket(sock, "control socket")
+        self._timeout = timeout
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        self._lines.send(json.dumps({"execute": command, "arguments": arguments}))
+        answer = json.loads(self._lines.receive(self._timeout))
+        if "error" in answer:
+            raise ControlError(answer["error"])
+        return answer["return"]
+
+    def dma_read(self, endpoint: str, iova: int, length: int) -> bytes:
+        return bytes.fromhex(self.execute("dma-read", endpoint=endpoint, iova=iova, length=length)["data"])
+
+    def dma_write(self, endpoint: str, iova: int, data: bytes) -> None:
+        self.execute("dma-write", endpoint=endpoint, iova=iova, data=data.hex())
+
+    def status(self) -> dict[str, Any]:
+        return self.execute("status")
+
+    def counters(self) -> dict[str, int]:
+        return self.execute("counters")
+
+    def endpoint(self, function: str) -> dict[str, Any]:
+        """The status of one endpoint, named by its PCI address on bus 0."""
+        number = endpoint_id(function)
+        return next(endpoint for endpoint in self.status()["endpoints"] if endpoint["id"] == number)
+
+    def domain(self, function: str) -> dict[str, Any]:
+        """The status of the domain that an endpoint is attached to."""
+        wanted = self.endpoint(function)["domain"]
+        return next(domain for domain in self.status()["domains"] if domain["id"] == wanted)
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+def endpoint_id(function: str) -> int:
+    """`00:05.0` is 0x28: bus, device and function."""
+    bus, rest = function.split(":")
+    device, number = rest.split(".")
+    return int(bus, 16) << 8 | int(device, 16) << 3 | int(number)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Where QEMU, the kernels, the back-end and the guest's program are: environment variables say so.
+
+| variable | what |
+|---|---|
+| `VDI_QEMU` | the command that runs QEMU 11.1 |
+| `VDI_KERNEL`, `VDI_MODULES` | the lab kernel and the directory of its modules |
+| `VDI_DEBIAN_KERNEL`, `VDI_DEBIAN_MODULES` | Debian's packaged kernel, likewise |
+| `VDI_BACKEND` | the program under test |
+| `VDI_INIT` | the guest's program, made by `make -C guest` |
+| `VDI_KEEP` | a directory for logs; without it they are shown for failed tests only |
+"""
+
+import os
+import pathlib
+import shlex
+from dataclasses import dataclass
+
+
+class Missing(Exception):
+    """Something that the lab needs is not there."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A guest kernel: its image and its modules' directory."""
+
+    image: pathlib.Path
+    modules: pathlib.Path
+
+
+def _path(variable: str) -> pathlib.Path:
+    value = os.environ.get(variable)
+    if not value:
+        raise Missing(f"{variable} is not set: run qemu-scripts/test guest")
+    path = pathlib.Path(value)
+    if not path.exists():
+        raise Missing(f"{variable}: {path} does not exist")
+    return path
+
+
+def qemu() -> list[str]:
+    command = shlex.split(os.environ.get("VDI_QEMU", ""))
+    if not command:
+        raise Missing("VDI_QEMU is not set: run qemu-scripts/test guest")
+    return command
+
+
+def backend() -> pathlib.Path:
+    return _path("VDI_BACKEND")
+
+
+def guest_init() -> pathlib.Path:
+    return _path("VDI_INIT")
+
+
+def lab_kernel() -> Kernel:
+    return Kernel(_path("VDI_KERNEL"), _path("VDI_MODULES"))
+
+
+def debian_kernel() -> Kernel:
+    return Kernel(_path("VDI_DEBIAN_KERNEL"), _path("VDI_DEBIAN_MODULES"))

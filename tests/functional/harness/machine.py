@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""QEMU with a guest that runs our init."""
+
+import json
+import pathlib
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import initramfs, lab
+from .guest import Guest
+from .lines import Console, LineSocket
+
+# Where things are in the guest. The generic vhost-user device is the IOMMU; `edu` devices are the endpoints. Their
+# own DMA bypasses us, as that of all of QEMU's emulated devices: accesses come from the control socket.
+IOMMU = "00:04.0"
+ENDPOINTS = ("00:05.0", "00:06.0")
+
+MODULES = ["virtio_iommu", "vfio_pci", "vfio_iommu_type1"]
+
+
+@dataclass
+class MachineConfig:
+    """What a machine is made of."""
+
+    kernel: lab.Kernel
+    # The vhost-user socket of the back-end; None for QEMU's own virtio-iommu, to compare with.
+    vhost_socket: pathlib.Path | None = None
+    viot: pathlib.Path | None = None
+    command_line: str = ""
+    memory: str = "512M"
+    extra: list[str] = field(default_factory=list)
+
+
+def _addr(function: str) -> str:
+    return function.split(":")[1]
+
+
+class Machine:
+    """A running QEMU."""
+
+    def __init__(self, config: MachineConfig, directory: pathlib.Path):
+        self.directory = directory
+        modules = initramfs.Modules(config.kernel.modules)
+        image = directory / "initramfs"
+        initramfs.write(image, lab.guest_init(), modules, MODULES)
+        # One socket pair per channel: nothing to wait for, and the end of QEMU is the end of the file.
+        ours, theirs = {}, {}
+        for name in ("console", "guest", "qmp"):
+            ours[name], theirs[name] = socket.socketpair()
+        self.log = directory / "qemu.log"
+        self.console_log = directory / "console.log"
+        command = self._command(config, image, {name: sock.fileno() for name, sock in theirs.items()})
+        with self.log.open("ab") as log:
+            log.write((" ".join(command) + "\n").encode())
+            log.flush()
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[sock.fileno() for sock in theirs.values()],
+            )
+        for sock in theirs.values():
+            sock.close()
+        self.started = time.monotonic()
+        self.console = Console(ours["console"], self.console_log.open("ab"))
+        self.guest = Guest(ours["guest"], modules)
+        self._qmp = LineSocket(ours["qmp"], "QMP")
+        self._greeted = False
+
+    @staticmethod
+    def _command(config: MachineConfig, image: pathlib.Path, fds: dict[str, int]) -> list[str]:
+        command = [
+            *lab.qemu(), "-nodefaults", "-no-user-config", "-display", "none",
+            "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", config.memory,
+            "-object", f"memory-backend-memfd,id=mem,size={config.memory},share=on", "-numa", "node,memdev=mem",
+            "-chardev", f"socket,id=console,fd={fds['console']}", "-serial", "chardev:console",
+            "-chardev", f"socket,id=guest,fd={fds['guest']}", "-serial", "chardev:guest",
+            "-chardev", f"socket,id=qmp,fd={fds['qmp']}", "-qmp", "chardev:qmp",
+            "-kernel", str(config.kernel.image), "-initrd", str(image),
+            "-append", "console=ttyS0 nokaslr loglevel=6 panic=-1 iommufd.allow_unsafe_interrupts=1 " + config.command_line,
+        ]  # fmt: skip
+        if config.vhost_socket:
+            command += [
+                "-chardev", f"socket,id=iommu,path={config.vhost_socket}",
+                "-device", "vhost-user-test-device-pci,chardev=iommu,virtio-id=23,num_vqs=2,vq_size=1024,"
+                f"config_size=40,addr={_addr(IOMMU)}",
+            ]  # fmt: skip
+        else:
+            command += ["-device", f"virtio-iommu-pci,addr={_addr(IOMMU)}"]
+        if config.viot:
+            command += ["-acpitable", f"sig=VIOT,rev=0,data={config.viot}"]
+        for endpoint in ENDPOINTS:
+            command += ["-device", f"edu,addr={_addr(endpoint)}"]
+        return command + config.extra
+
+    def wait_ready(self) -> float:
+        """Waits until the guest's program has started: the seconds since the start of QEMU."""
+        self.guest.wait_ready()
+        return time.monotonic() - self.started
+
+    def qmp(self, command: str, timeout: float = 30.0, **arguments: Any) -> Any:
+        """Runs a QMP command: what it returned."""
+        if not self._greeted:
+            self._qmp.receive(timeout)
+            self._greeted = True
+            self.qmp("qmp_capabilities")
+        self._qmp.send(json.dumps({"execute": command, "arguments": arguments}))
+        while True:
+            answer = json.loads(self._qmp.receive(timeout))
+            if "error" in answer:
+                raise RuntimeError(f"QMP {command}: {answer['error']['desc']}")
+            if "return" in answer:
+                return answer["return"]
+
+    def read_physical(self, address: int, length: int) -> bytes:
+        """Guest memory as QEMU sees it."""
+        path = self.directory / "pmemsave"
+        self.qmp("pmemsave", val=address, size=length, filename=str(path))
+        return path.read_bytes()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def wait(self, timeout: float = 60.0) -> int:
+        """Waits until QEMU ends by itself: its exit status."""
+        return self.process.wait(timeout)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.console.close()
+        self.guest.close()
+        self._qmp.close()

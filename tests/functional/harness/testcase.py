@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The base of the functional tests."""
+
+import os
+import pathlib
+import re
+import shutil
+import sys
+import tempfile
+import time
+import unittest
+from collections.abc import Callable
+
+from . import lab
+from .backend import Backend, write_viot
+from .control import Control, ControlError
+from .guest import Guest
+from .machine import ENDPOINTS, IOMMU, Machine, MachineConfig
+
+# An endpoint of the back-end that the guest does not know: always unattached.
+UNKNOWN_TO_GUEST = "00:1e.0"
+
+
+class FunctionalTest(unittest.TestCase):
+    """Starts back-ends and machines, and ends them with the test."""
+
+    # The kernel that the guests of a class boot.
+    kernel = staticmethod(lab.lab_kernel)
+
+    def setUp(self) -> None:
+        try:
+            lab.qemu(), lab.backend(), lab.guest_init(), self.kernel()
+        except lab.Missing as missing:
+            self.skipTest(str(missing))
+        keep = os.environ.get("VDI_KEEP")
+        if keep:
+            pathlib.Path(keep).mkdir(parents=True, exist_ok=True)
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="vdi-", dir=keep))
+        if not keep:
+            self.addCleanup(shutil.rmtree, self.directory)
+        self.addCleanup(self._show_logs)
+        self._machines = 0
+
+    def _show_logs(self) -> None:
+        """After a failure: the ends of all logs. Runs when the processes have ended."""
+        outcome = getattr(self, "_outcome", None)
+        if outcome is None or outcome.success:
+            return
+        for log in sorted(self.directory.rglob("*.log")):
+            print(f"--- {log.relative_to(self.directory)} (end)", file=sys.stderr)
+            print("\n".join(log.read_text(errors="replace").splitlines()[-40:]), file=sys.stderr)
+
+    def _check(self, machine: Machine) -> None:
+        """What must never be in a guest's log."""
+        alarm = re.search(r"^.*(?:WARNING:|BUG:|Oops|panic -|lockup|Call Trace).*$", machine.console.text, re.MULTILINE)
+        self.assertIsNone(alarm, alarm and alarm.group())
+
+    def assert_clean(self, control: Control) -> None:
+        """Asserts that nothing failed silently: a Linux guest does not look at the status of MAP and UNMAP."""
+        counters = control.counters()
+        names = ("map_failed", "unmap_failed", "requests_unwritten", "host_errors", "event_buffers_bad")
+        self.assertEqual({name: counters[name] for name in names}, dict.fromkeys(names, 0))
+
+    def wait_until(self, what: str, condition: Callable[[], bool], timeout: float = 30.0) -> None:
+        """Asks again until it is so: for what the back-end announces to nobody."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            self.assertLess(time.monotonic(), deadline, f"not within {timeout} s: {what}")
+
+    def start_backend(self, *options: str, endpoints: tuple[str, ...] = (*ENDPOINTS, UNKNOWN_TO_GUEST)) -> Backend:
+        backend = Backend(lab.backend(), self.directory, list(endpoints), list(options))
+        self.addCleanup(backend.close)
+        return backend
+
+    def start_machine(self, backend: Backend | None, command_line: str = "") -> Machine:
+        """A machine behind `backend`, or behind QEMU's own virtio-iommu; waits for its init."""
+        viot = None
+        if backend:
+            viot = self.directory / "viot.bin"
+            write_viot(lab.backend(), viot, IOMMU, list(ENDPOINTS))
+        self._machines += 1
+        directory = self.directory / f"machine{self._machines}"
+        directory.mkdir()
+        config = MachineConfig(
+            kernel=self.kernel(),
+            vhost_socket=backend.socket if backend else None,
+            viot=viot,
+            command_line=command_line,
+        )
+        machine = Machine(config, directory)
+        self.addCleanup(machine.close)
+        self.addCleanup(self._check, machine)
+        machine.wait_ready()
+        return machine
+
+    def start(self, *options: str, command_line: str = "") -> tuple[Machine, Guest, Control]:
+        """A back-end with `options`, a machine behind it, and the driver loaded."""
+        backend = self.start_backend(*options)
+        machine = self.start_machine(backend, command_line)
+        machine.guest.load("virtio_iommu")
+        return machine, machine.guest, backend.control
+
+    def assert_refused(self, error_class: str, access, *arguments) -> None:
+        """Asserts that an access from outside fails with that class of error."""
+        with self.assertRaises(ControlError) as caught:
+            access(*arguments)
+        self.assertEqual(caught.exception.error_class, error_class)
+
+    def attach_vfio(self, guest: Guest, name: str, function: str, space: str) -> None:
+        """Opens a function through VFIO and attaches it to a new address space."""
+        guest.open_vfio(name, function)
+        guest.run(f"ioas {space}")
+        guest.run(f"attach {name} {space}")

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Drivers, guests and QEMU come and go; the back-end stays.
+
+Not tested: the back-end's death under a running driver, because QEMU aborts then (README).
+"""
+
+import re
+import signal
+
+from harness.control import Control
+from harness.guest import Guest, pattern
+from harness.machine import ENDPOINTS
+from harness.testcase import FunctionalTest
+
+FIRST = ENDPOINTS[0]
+IOVA = 0x100_0000
+LENGTH = 0x4000
+DRIVER = "/sys/bus/virtio/drivers/virtio_iommu"
+
+
+class LifecycleTest(FunctionalTest):
+    def check_translation(self, guest: Guest, control: Control, seed: int) -> None:
+        """A buffer of the first endpoint is mapped and read; all is undone."""
+        self.attach_vfio(guest, "dev", FIRST, "space")
+        guest.map("space", IOVA, LENGTH, "rw", seed)
+        self.assertEqual(control.dma_read(FIRST, IOVA, LENGTH), pattern(seed, LENGTH))
+        guest.unmap("space", IOVA, LENGTH)
+        guest.run("detach dev")
+        guest.run("close dev")
+        guest.run("ioas-free space")
+        guest.run(f"unbind {FIRST}")
+
+    def assert_nothing_left(self, control: Control) -> None:
+        """No attachment, no domain: as after a reset."""
+        status = control.status()
+        self.assertEqual(status["domains"], [])
+        self.assertEqual({endpoint["domain"] for endpoint in status["endpoints"]}, {None})
+
+    def test_driver_is_unbound_and_bound_again(self):
+        _, guest, control = self.start()
+        self.check_translation(guest, control, 1)
+        resets = control.counters()["resets"]
+        device = next(name for name in guest.lines(f"ls {DRIVER}") if name.startswith("virtio"))
+        guest.run(f"write {DRIVER}/unbind {device}")
+        self.assertEqual(guest.group_types(), {})
+        guest.run(f"write {DRIVER}/bind {device}")
+        self.assertEqual(set(guest.group_types()), set(ENDPOINTS))
+        self.assertGreater(control.counters()["resets"], resets)
+        self.check_translation(guest, control, 2)
+        self.assert_clean(control)
+
+    def test_driver_is_unbound_and_bound_many_times(self):
+        _, guest, control = self.start()
+        device = next(name for name in guest.lines(f"ls {DRIVER}") if name.startswith("virtio"))
+        for _ in range(10):
+            guest.run(f"write {DRIVER}/unbind {device}")
+            guest.run(f"write {DRIVER}/bind {device}")
+        self.check_translation(guest, control, 3)
+        self.assertEqual(control.counters()["connections"], 1)
+        self.assert_clean(control)
+
+    def test_warm_reboot(self):
+        _, guest, control = self.start()
+        self.attach_vfio(guest, "dev", FIRST, "space")
+        guest.map("space", IOVA, LENGTH, "rw", 1)
+        guest.run("reboot")
+        guest.wait_ready()
+        guest.load("virtio_iommu")
+        self.assertEqual(set(guest.group_types()), set(ENDPOINTS))
+        self.assert_refused("TranslationFault", control.dma_read, FIRST, IOVA, 16)
+        self.check_translation(guest, control, 2)
+        self.assertEqual(control.counters()["connections"], 1)
+        self.assert_clean(control)
+
+    def test_reset_without_the_guest_s_help(self):
+        machine, guest, control = self.start()
+        self.attach_vfio(guest, "dev", FIRST, "space")
+        guest.map("space", IOVA, LENGTH, "rw", 1)
+        machine.qmp("system_reset")
+        guest.wait_ready()
+        guest.load("virtio_iommu")
+        self.assert_refused("TranslationFault", control.dma_read, FIRST, IOVA, 16)
+        self.check_translation(guest, control, 2)
+        self.assert_clean(control)
+
+    def test_pause_and_resume_keep_attachments_and_mappings(self):
+        machine, guest, control = self.start()
+        self.attach_vfio(guest, "dev", FIRST, "space")
+        guest.map("space", IOVA, LENGTH, "rw", 1)
+        before, resets = control.status(), control.counters()["resets"]
+        for _ in range(3):
+            machine.qmp("stop")
+            self.assertEqual(control.dma_read(FIRST, IOVA, LENGTH), pattern(1, LENGTH))
+            machine.qmp("cont")
+            # The next request proves that the queue runs again.
+            guest.map("space", IOVA + LENGTH, LENGTH, "rw", 2)
+            self.assertEqual(control.dma_read(FIRST, IOVA + LENGTH, LENGTH), pattern(2, LENGTH))
+            guest.unmap("space", IOVA + LENGTH, LENGTH)
+        self.assertEqual(control.status()["endpoints"], before["endpoints"])
+        self.assertEqual(control.status()["domains"], before["domains"])
+        self.assertEqual(control.counters()["resets"], resets)
+        self.assert_clean(control)
+
+    def test_fault_while_paused_is_reported_after_resume(self):
+        machine, guest, control = self.start()
+        self.attach_vfio(guest, "dev", FIRST, "space")
+        guest.map("space", IOVA, LENGTH, "rw", 1)
+        guest.mark_log()
+        machine.qmp("stop")
+        self.assert_refused("TranslationFault", control.dma_read, FIRST, IOVA + LENGTH, 16)
+        machine.qmp("cont")
+        guest.wait_log(f"fault from EP 40 at {IOVA + LENGTH:#x} [R]")
+
+    def test_pause_before_the_driver_is_harmless(self):
+        backend = self.start_backend()
+        machine = self.start_machine(backend)
+        machine.qmp("stop")
+        machine.qmp("cont")
+        machine.guest.load("virtio_iommu")
+        self.check_translation(machine.guest, backend.control, 1)
+        self.assert_clean(backend.control)
+
+    def test_qemu_killed_and_started_again(self):
+        backend = self.start_backend("--boot-bypass", "off")
+        control = backend.control
+        for connection in (1, 2, 3):
+            machine = self.start_machine(backend)
+            machine.guest.load("virtio_iommu")
+            self.check_translation(machine.guest, control, connection)
+            self.attach_vfio(machine.guest, "dev", FIRST, "space")
+            machine.guest.map("space", IOVA, LENGTH, "rw", 1)
+            self.assertEqual(control.counters()["connections"], connection)
+            machine.kill()
+            self.wait_until("disconnected", lambda: not control.status()["connected"])
+            self.assert_nothing_left(control)
+            self.assertEqual(control.status()["memory"], [])
+            self.assertEqual(control.endpoint(FIRST)["state"], "blocked")
+        self.assert_clean(control)
+
+    def test_poweroff_ends_qemu_and_not_the_back_end(self):
+        backend = self.start_backend()
+        machine = self.start_machine(backend)
+        machine.guest.load("virtio_iommu")
+        machine.guest.run("poweroff")
+        self.assertEqual(machine.wait(), 0)
+        self.wait_until("disconnected", lambda: not backend.control.status()["connected"])
+        self.assert_nothing_left(backend.control)
+        self.assertIsNone(backend.process.poll())
+
+    def test_sigterm_ends_the_back_end_at_once(self):
+        backend = self.start_backend()
+        machine = self.start_machine(backend)
+        machine.guest.load("virtio_iommu")
+        machine.kill()
+        self.assertIn(backend.stop(), (0, -signal.SIGTERM))
+        self.assertFalse(backend.socket.exists(), "the socket file is left behind")
+
+    def test_back_end_s_log_is_quiet(self):
+        machine, guest, control = self.start()
+        self.check_translation(guest, control, 1)
+        guest.run("poweroff")
+        machine.wait()
+        log = (self.directory / "backend.log").read_text()
+        self.assertIsNone(re.search("panicked|ERROR", log), log)

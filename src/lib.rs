@@ -28,6 +28,7 @@
 )]
 
 pub mod args;
+pub mod control;
 pub mod device;
 pub mod host;
 pub mod listen;

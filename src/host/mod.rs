@@ -12,6 +12,7 @@
 //! the page-request book, so that a cookie never changes its meaning between being read and being answered.
 //! A host takes its own locks inside and never calls back into the device.
 
+pub mod any;
 pub mod soft;
 
 use std::fmt;

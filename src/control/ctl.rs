@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `vhost-device-iommu ctl`: the client of the control socket.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use serde_json::{Map, Value, json};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use crate::args::CtlArgs;
+use crate::control::command::json_number;
+use crate::sys;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CtlError {
+    /// The command line makes no command.
+    #[error("{0}; see 'vhost-device-iommu ctl --help'")]
+    Usage(String),
+    /// Nobody listens, or not for us.
+    #[error("cannot connect to the control socket {0}: {1}")]
+    Connect(PathBuf, io::Error),
+    /// The connection broke.
+    #[error("the control socket {0} gave no answer: {1}")]
+    Broken(PathBuf, io::Error),
+    /// The answer is not one.
+    #[error("the answer is not understood: {0}")]
+    Answer(String),
+    /// The command was refused.
+    #[error("{class}: {desc}")]
+    Refused {
+        /// The class of the error.
+        class: String,
+        /// Its text.
+        desc: String,
+    },
+    /// The answer cannot be printed.
+    #[error("cannot print the answer: {0}")]
+    Print(io::Error),
+}
+
+/// Sends the command, prints the answer.
+pub fn run(args: &CtlArgs) -> Result<(), CtlError> {
+    let (line, file) = line(&args.command)?;
+    let mut answer = exchange(&args.path, &line, file.as_ref())?;
+    if let Some(error) = answer.get("error") {
+        let text = |key| {
+            let text = error.get(key).and_then(Value::as_str);
+            text.unwrap_or_default().to_owned()
+        };
+        return Err(CtlError::Refused {
+            class: text("class"),
+            desc: text("desc"),
+        });
+    }
+    match answer.get_mut("return").map(Value::take) {
+        Some(value) => print(&value).map_err(CtlError::Print),
+        None => Err(CtlError::Answer(answer.to_string())),
+    }
+}
+
+fn exchange(path: &PathBuf, line: &str, file: Option<&File>) -> Result<Value, CtlError> {
+    let stream =
+        UnixStream::connect(path).map_err(|error| CtlError::Connect(path.clone(), error))?;
+    let broken = |error| CtlError::Broken(path.clone(), error);
+    let mut rest = line.as_bytes();
+    if let Some(file) = file {
+        let sent = stream
+            .send_with_fd(rest, file.as_raw_fd())
+            .map_err(|error| broken(error.into()))?;
+        rest = rest.get(sent..).unwrap_or_default();
+    }
+    (&stream).write_all(rest).map_err(broken)?;
+    let mut answer = Vec::new();
+    BufReader::new(&stream)
+        .read_until(b'\n', &mut answer)
+        .map_err(broken)?;
+    if answer.is_empty() {
+        return Err(broken(io::ErrorKind::UnexpectedEof.into()));
+    }
+    serde_json::from_slice(&answer).map_err(|error| CtlError::Answer(error.to_string()))
+}
+
+fn print(value: &Value) -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    match value.get("text").and_then(Value::as_str) {
+        Some(text) => output.write_all(text.as_bytes())?,
+        None => writeln!(output, "{value:#}")?,
+    }
+    output.flush()
+}
+
+/// The line for the words of the command line, and the descriptor that goes with it.
+fn line(words: &[String]) -> Result<(String, Option<File>), CtlError> {
+    let usage = |text: String| CtlError::Usage(text);
+    let (name, arguments) = words
+        .split_first()
+        .ok_or_else(|| usage("a command is missing".to_owned()))?;
+    if name.trim_start().starts_with('{') {
+        let object: Value = serde_json::from_str(&words.join(" "))
+            .map_err(|error| usage(format!("the command is not JSON: {error}")))?;
+        return Ok((format!("{object}\n"), None));
+    }
+    let mut object = Map::new();
+    let mut file = None;
+    for argument in arguments {
+        let (key, value) = argument
+            .split_once('=')
+            .ok_or_else(|| usage(format!("'{argument}' is not key=value")))?;
+        if key == "vfio-fd" {
+            file = Some(inherited(value).map_err(usage)?);
+        } else if object
+            .insert(key.to_owned(), json_value(key, value).map_err(usage)?)
+            .is_some()
+        {
+            return Err(usage(format!("'{key}' is given twice")));
+        }
+    }
+    let command = json!({"execute": name, "arguments": object});
+    Ok((format!("{command}\n"), file))
+}
+
+fn inherited(number: &str) -> Result<File, String> {
+    number
+        .parse()
+        .map_err(|_| format!("'vfio-fd={number}' is not a number"))
+        .and_then(|fd| sys::take_fd(fd).map_err(|error| format!("'vfio-fd={number}': {error}")))
+        .map(File::from)
+}
+
+fn json_value(key: &str, value: &str) -> Result<Value, String> {
+    match key {
+        "iova" | "length" | "pasid" | "domain" | "dev-id" | "mock" => {
+            json_number(value).ok_or_else(|| format!("'{key}={value}' is not a number"))
+        }
+        "pages" => pages(value),
+        _ => Ok(Value::from(value)),
+    }
+}
+
+/// `IOVA:ACCESS[,IOVA:ACCESS]...`
+fn pages(text: &str) -> Result<Value, String> {
+    text.split(',')
+        .map(|page| {
+            let (iova, access) = page.split_once(':')?;
+            Some(json!({"iova": json_number(iova)?, "access": access}))
+        })
+        .collect::<Option<Vec<_>>>()
+        .map(Value::from)
+        .ok_or_else(|| format!("'pages={text}' is not IOVA:ACCESS[,IOVA:ACCESS]..."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn object(text: &str) -> Value {
+        let (line, _) = line(&words(text)).expect(text);
+        serde_json::from_str(&line).expect("JSON")
+    }
+
+    #[test]
+    fn words_become_a_command() {
+        assert_eq!(
+            object("dma-read endpoint=00:05.0 iova=0x1000 length=16 pasid=3"),
+            json!({"execute": "dma-read", "arguments": {
+                "endpoint": "00:05.0", "iova": 4096, "length": 16, "pasid": 3,
+            }})
+        );
+        // Digits are not always a number.
+        assert_eq!(
+            object("dma-write endpoint=40 iova=0 data=11"),
+            json!({"execute": "dma-write", "arguments": {
+                "endpoint": "40", "iova": 0, "data": "11",
+            }})
+        );
+        assert_eq!(
+            object("page-request endpoint=1 pages=0x1000:r,8192:rw"),
+            json!({"execute": "page-request", "arguments": {
+                "endpoint": "1",
+                "pages": [{"iova": 4096, "access": "r"}, {"iova": 8192, "access": "rw"}],
+            }})
+        );
+        assert_eq!(
+            object("status"),
+            json!({"execute": "status", "arguments": {}})
+        );
+    }
+
+    #[test]
+    fn json_goes_as_it_is() {
+        assert_eq!(
+            object(r#"{"execute":"status", "id":1}"#),
+            json!({"execute": "status", "id": 1})
+        );
+    }
+
+    #[test]
+    fn words_that_make_no_command_are_refused() {
+        for text in [
+            "dma-read iova",
+            "dma-read iova=x",
+            "dma-read iova=-1",
+            "mappings domain=1 domain=2",
+            "page-request pages=0x1000",
+            "page-request pages=",
+            "endpoint-add vfio-fd=x",
+            "endpoint-add vfio-fd=1000000",
+            "{",
+        ] {
+            assert!(
+                matches!(line(&words(text)), Err(CtlError::Usage(_))),
+                "{text}"
+            );
+        }
+    }
+}

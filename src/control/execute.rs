@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the commands do.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::future::{Future, ready};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::control::command::{Command, CommandError, EndpointAdd, ErrorClass, to_hex};
+use crate::device::{Device, SetupError};
+use crate::host::any::AnyHost;
+use crate::host::soft::{AccessError, SoftHost, Transfer};
+use crate::host::{HostError, PageRequest, Requester};
+use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode};
+
+/// What commands work on.
+#[derive(Clone)]
+pub struct Context {
+    /// The device.
+    pub device: Arc<Device>,
+    /// Its host.
+    pub host: AnyHost,
+}
+
+/// What a command came to.
+pub type Answer = Result<Value, CommandError>;
+
+/// A command being carried out: ready at once, unless it waits for the guest.
+pub type Running = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+impl Context {
+    /// Begins a command. `file` is the descriptor that came with its line.
+    pub fn begin(&self, command: Command, file: Option<File>) -> Running {
+        let answer = match command {
+            Command::Status => to_value(&self.device.status()),
+            Command::Counters { prometheus: false } => Ok(self.counters()),
+            Command::Counters { prometheus: true } => Ok(json!({"text": self.prometheus()})),
+            Command::Mappings { domain } => self.mappings(domain),
+            Command::EndpointAdd(add) => self.endpoint_add(&add, file),
+            Command::EndpointRemove { endpoint } => self.endpoint_remove(endpoint),
+            Command::DmaRead {
+                requester,
+                iova,
+                length,
+            } => match self.soft() {
+                Ok(host) => return Box::pin(dma_read(host, requester, iova, length)),
+                Err(error) => Err(error),
+            },
+            Command::DmaWrite {
+                requester,
+                iova,
+                data,
+            } => match self.soft() {
+                Ok(host) => return Box::pin(dma_write(host, requester, iova, data)),
+                Err(error) => Err(error),
+            },
+            Command::PageRequest { requester, pages } => match self.soft() {
+                Ok(host) => return Box::pin(page_request(host, requester, pages)),
+                Err(error) => Err(error),
+            },
+        };
+        Box::pin(ready(answer))
+    }
+
+    fn soft(&self) -> Result<Arc<SoftHost>, CommandError> {
+        self.host.soft().cloned().ok_or_else(|| {
+            CommandError::new(
+                ErrorClass::Unsupported,
+                "the endpoints of this process are devices: they make their accesses themselves",
+            )
+        })
+    }
+
+    fn counters(&self) -> Value {
+        let counters = self.device.counters().each();
+        counters
+            .into_iter()
+            .map(|(name, _, value)| (name.to_owned(), Value::from(value)))
+            .collect::<Map<_, _>>()
+            .into()
+    }
+
+    fn prometheus(&self) -> String {
+        let mut text = String::new();
+        for (name, help, value) in self.device.counters().each() {
+            let metric = format!("vhost_device_iommu_{name}_total");
+            // Writing to a string cannot fail.
+            let _ = write!(
+                text,
+                "# HELP {metric} {help}\n# TYPE {metric} counter\n{metric} {value}\n"
+            );
+        }
+        text
+    }
+
+    fn mappings(&self, domain: DomainId) -> Answer {
+        match self.device.mappings(domain) {
+            Some(mappings) => to_value(&mappings),
+            None => Err(CommandError::invalid(format!(
+                "there is no domain {domain}"
+            ))),
+        }
+    }
+
+    fn endpoint_add(&self, add: &EndpointAdd, file: Option<File>) -> Answer {
+        let spec = add.spec(file.as_ref().map(AsRawFd::as_raw_fd))?;
+        if self.host.host().endpoint(spec.id).is_some() {
+            return Err(setup_error(&SetupError::EndpointExists(spec.id)));
+        }
+        self.host
+            .add_endpoint(&spec, file.map(OwnedFd::from))
+            .map_err(|error| host_error(&error))?;
+        self.device.add_endpoint(spec.id).map_err(|error| {
+            self.host.host().remove_endpoint(spec.id);
+            setup_error(&error)
+        })?;
+        log::info!("endpoint {} was added", spec.id);
+        Ok(json!({}))
+    }
+
+    fn endpoint_remove(&self, endpoint: EndpointId) -> Answer {
+        self.device
+            .remove_endpoint(endpoint)
+            .map_err(|error| setup_error(&error))?;
+        log::info!("endpoint {endpoint} was removed");
+        Ok(json!({}))
+    }
+}
+
+async fn dma_read(host: Arc<SoftHost>, requester: Requester, iova: Iova, length: usize) -> Answer {
+    let mut data = vec![0; length];
+    host.access(requester, iova, Transfer::Read(&mut data))
+        .await
+        .map_err(|error| access_error(&error))?;
+    Ok(json!({"data": to_hex(&data)}))
+}
+
+async fn dma_write(host: Arc<SoftHost>, requester: Requester, iova: Iova, data: Vec<u8>) -> Answer {
+    host.access(requester, iova, Transfer::Write(&data))
+        .await
+        .map_err(|error| access_error(&error))?;
+    Ok(json!({}))
+}
+
+async fn page_request(
+    host: Arc<SoftHost>,
+    requester: Requester,
+    pages: Vec<PageRequest>,
+) -> Answer {
+    let response = host
+        .page_request(requester, pages)
+        .map_err(|error| access_error(&error))?
+        .await;
+    let name = match response {
+        PageResponseCode::Success => "success",
+        PageResponseCode::InvalidRequest => "invalid-request",
+        PageResponseCode::ResponseFailure => "response-failure",
+    };
+    Ok(json!({"response": name}))
+}
+
+fn access_error(error: &AccessError) -> CommandError {
+    let class = match error {
+        AccessError::NoEndpoint(_) | AccessError::NoPasid(..) | AccessError::Wraps => {
+            ErrorClass::InvalidArgument
+        }
+        AccessError::NoPageRequests(_) => ErrorClass::Unsupported,
+        AccessError::Blocked(_) | AccessError::Translation(_) | AccessError::NoMemory(_) => {
+            ErrorClass::TranslationFault
+        }
+        AccessError::Permission(_) => ErrorClass::PermissionFault,
+        AccessError::PageRequest(..) => ErrorClass::PageRequestFailed,
+    };
+    CommandError::new(class, error)
+}
+
+fn host_error(error: &HostError) -> CommandError {
+    let class = match error {
+        HostError::NoEndpoint(_) => ErrorClass::InvalidArgument,
+        HostError::Unsupported(_) | HostError::Range(_) => ErrorClass::Unsupported,
+        HostError::NoGroup(_) | HostError::NoMemory(_) | HostError::Internal(_) => {
+            ErrorClass::Internal
+        }
+    };
+    CommandError::new(class, error)
+}
+
+fn setup_error(error: &SetupError) -> CommandError {
+    let class = match error {
+        SetupError::EndpointExists(_) | SetupError::NoEndpoint(_) => ErrorClass::InvalidArgument,
+        SetupError::Host(error) => return host_error(error),
+        _ => ErrorClass::Unsupported,
+    };
+    CommandError::new(class, error)
+}
+
+fn to_value(value: &impl Serialize) -> Answer {
+    serde_json::to_value(value).map_err(|error| CommandError::new(ErrorClass::Internal, error))
+}

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The control socket: JSON, one object per line, in the manner of QMP.
+//!
+//! ```text
+//! {"execute":"dma-read","arguments":{"endpoint":"00:05.0","iova":4096,"length":16},"id":1}
+//! {"return":{"data":"00ff..."},"id":1}
+//! ```
+//!
+//! One thread serves every connection. A command that waits for the guest - an access that raised a page
+//! request - is a future; it holds up nobody, and its answer comes when it comes, with its `id`.
+//!
+//! Files: `command` (a line to a command with validated arguments), `execute` (what it does), `connection` (lines
+//! in, answers out, what waits), `server` (the thread), `ctl` (the client).
+#![forbid(unsafe_code)]
+
+pub mod command;
+pub mod connection;
+pub mod ctl;
+pub mod execute;
+pub mod server;
+
+pub use execute::Context;
+pub use server::{Control, ControlError};

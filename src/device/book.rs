@@ -475,6 +475,11 @@ impl Book {
         }
     }
 
+    #[cfg(test)]
+    pub fn deadlines_kept(&self) -> usize {
+        self.deadlines.len()
+    }
+
     fn has_pasid(&self) -> bool {
         self.features.contains(Features::PASID)
     }

@@ -24,6 +24,8 @@ mod probe;
 mod request;
 mod requests;
 pub mod status;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::mem::offset_of;

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Bypass, by the config space and by domain.
+
+use super::fake::{Call, FakeHost};
+use super::*;
+use crate::host::Attachment;
+
+#[test]
+fn unattached_endpoints_follow_the_config_byte__b25_c9() {
+    for (boot_bypass, place) in [(true, Attachment::Bypass), (false, Attachment::Blocked)] {
+        let config = DeviceConfig {
+            boot_bypass,
+            ..DeviceConfig::default()
+        };
+        let bench = Bench::with(config, FakeHost::new(&[1]));
+        // Even when the driver did not accept the feature.
+        bench.negotiate_without(Features::BYPASS_CONFIG);
+        assert_eq!(bench.host.attachment(requester(1)), place);
+        assert_eq!(bench.device.config_space()[36], u8::from(boot_bypass));
+    }
+}
+
+#[test]
+fn writing_the_config_byte_moves_unattached_endpoints__b25_c5() {
+    let bench = Bench::new();
+    bench.attach(7, 2);
+    bench.device.write_config(36, &[0]);
+    assert_eq!(bench.host.attachment(requester(1)), Attachment::Blocked);
+    assert!(matches!(
+        bench.host.attachment(requester(2)),
+        Attachment::Domain { .. }
+    ));
+    bench.detach(7, 2);
+    assert_eq!(bench.host.attachment(requester(2)), Attachment::Blocked);
+    bench.device.write_config(36, &[1]);
+    assert_eq!(bench.host.attachment(requester(1)), Attachment::Bypass);
+    assert_eq!(bench.host.attachment(requester(2)), Attachment::Bypass);
+}
+
+#[test]
+fn a_bypass_domain_is_identity_whatever_the_config_byte_says__b25() {
+    let bench = Bench::new();
+    bench.device.write_config(36, &[0]);
+    assert_eq!(bench.attach_with(7, 1, BYPASS), Status::Ok);
+    assert_eq!(bench.translate(1, 0x1234, true), Some(0x1234));
+    assert_eq!(bench.detach(7, 1), Status::Ok);
+    assert_eq!(bench.translate(1, 0x1234, true), None);
+}
+
+#[test]
+fn map_and_unmap_in_a_bypass_domain_are_inval__m44_u50() {
+    let bench = Bench::new();
+    bench.attach_with(7, 1, BYPASS);
+    assert_eq!(bench.map(7, 0, 0xfff, 0, RW), Status::Inval);
+    assert_eq!(bench.unmap(7, 0, 0xfff), Status::Inval);
+}
+
+#[test]
+fn other_values_than_0_and_1_change_nothing__c7_c11() {
+    let bench = Bench::new();
+    for value in [2, 0x80, 0xff] {
+        bench.device.write_config(36, &[value]);
+        assert_eq!(bench.device.config_space()[36], 1);
+    }
+}
+
+#[test]
+fn bypass_survives_a_device_reset_and_not_a_system_reset__c10() {
+    let bench = Bench::new();
+    bench.device.write_config(36, &[0]);
+    bench.device.reset();
+    assert_eq!(bench.device.config_space()[36], 0);
+    assert_eq!(bench.host.attachment(requester(1)), Attachment::Blocked);
+    bench.device.disconnect();
+    assert_eq!(bench.device.config_space()[36], 1);
+    assert_eq!(bench.host.attachment(requester(1)), Attachment::Bypass);
+}
+
+#[test]
+fn a_driver_ending_its_attachment_gets_bypass_back__b25() {
+    let bench = Bench::new();
+    bench.attach(7, 1);
+    assert_eq!(bench.translate(1, 0x1000, false), None);
+    bench.device.reset();
+    assert_eq!(bench.translate(1, 0x1000, false), Some(0x1000));
+}
+
+#[test]
+fn where_the_host_cannot_bypass_the_endpoint_is_blocked__r23() {
+    let bench = Bench::new();
+    bench.attach(7, 1);
+    bench.host.fail(Some(Call::AttachBypass));
+    assert_eq!(bench.detach(7, 1), Status::Ok);
+    assert_eq!(bench.host.attachment(requester(1)), Attachment::Blocked);
+    assert_eq!(bench.device.status().endpoints[0].state, "blocked");
+}
+
+#[test]
+fn bypass_with_page_request_is_inval() {
+    assert_eq!(
+        Bench::new().attach_with(7, 1, BYPASS | PAGE_REQUEST),
+        Status::Inval
+    );
+}

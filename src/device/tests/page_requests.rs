@@ -1,0 +1,633 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Page requests: the semantics of draft 1, rule by rule.
+
+use std::time::Duration;
+
+use super::fake::{Call, FakeHost, FakeQueue};
+use super::*;
+use crate::device::events::MAX_REPORTS;
+use crate::host::{Answer, Attachment, Cookie, Fault, PageRequests};
+use crate::spec::Reason;
+
+const R: EventFlags = EventFlags::READ;
+const W: EventFlags = EventFlags::WRITE;
+
+/// Endpoint 1 in domain 7 with PAGE_REQUEST.
+fn attached() -> Bench {
+    configured(DeviceConfig::default())
+}
+
+fn configured(config: DeviceConfig) -> Bench {
+    let bench = Bench::with(config, FakeHost::new(&[1, 2, 3]));
+    assert_eq!(bench.attach_with(7, 1, PAGE_REQUEST), Status::Ok);
+    bench
+}
+
+fn groups_of(events: &[Vec<u8>]) -> Vec<(u32, u16)> {
+    events
+        .iter()
+        .map(|bytes| event(bytes))
+        .map(|event| (event.endpoint.get(), event.group_id.get()))
+        .collect()
+}
+
+#[test]
+fn a_group_becomes_events_and_its_answer_reaches_the_host__e65() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(8);
+    let first = crate::host::PageRequest {
+        length: 0x100,
+        ..page(0x5008, R | EventFlags::PRIVILEGED)
+    };
+    let cookie = bench.host.raise(requester(1), &[first, page(0x9fff, W)]);
+    bench.service(&mut queue);
+    let events = queue.take();
+    assert_eq!(events.len(), 2);
+    let (one, two) = (event(&events[0]), event(&events[1]));
+    let common = EventFlags::PAGE_REQUEST | EventFlags::ADDRESS | EventFlags::GROUP_ID;
+    assert_eq!(one.reason, Reason::Mapping as u8);
+    assert_eq!(
+        one.flags.get(),
+        (R | EventFlags::PRIVILEGED | common).bits()
+    );
+    assert_eq!(two.flags.get(), (W | EventFlags::LAST | common).bits());
+    // Addresses are on the granule; the hint counts from there.
+    assert_eq!((one.address.get(), one.length.get()), (0x5000, 0x108));
+    assert_eq!((two.address.get(), two.length.get()), (0x9000, 0));
+    assert_eq!((one.endpoint.get(), one.pasid.get()), (1, 0));
+    assert_eq!((one.reserved, one.reserved2.get()), ([0; 3], 0));
+    assert_eq!(one.group_id, two.group_id);
+    assert_eq!(bench.host.answers(), []);
+    assert_eq!(bench.respond(1, one.group_id.get(), 0), Status::Ok);
+    assert_eq!(bench.host.answers(), [(cookie, Answer::Success)]);
+}
+
+#[test]
+fn each_code_reaches_the_host_as_it_can_take_it__rule7() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(8);
+    let one = bench.host.raise(requester(1), &[page(0, R)]);
+    let two = bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    let groups = groups_of(&queue.take());
+    assert_eq!(bench.respond(1, groups[0].1, 1), Status::Ok);
+    assert_eq!(bench.respond(1, groups[1].1, 2), Status::Ok);
+    assert_eq!(
+        bench.host.answers(),
+        [(one, Answer::Invalid), (two, Answer::Invalid)]
+    );
+}
+
+#[test]
+fn bad_answers_leave_the_group_outstanding() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(8);
+    bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    let (_, group) = groups_of(&queue.take())[0];
+    assert_eq!(bench.respond(1, group, 3), Status::Inval);
+    assert_eq!(bench.respond_with(1, group, 0, 2, 0), Status::Inval);
+    assert_eq!(bench.respond_with(1, group, 0, 0, 5), Status::Inval);
+    // A PASID that is not the group's.
+    assert_eq!(bench.respond_with(1, group, 0, 1, 5), Status::Inval);
+    let mut reserved = response_bytes(1, group, 0, 0, 0);
+    reserved.reserved[7] = 1;
+    assert_eq!(
+        bench.status(zerocopy::IntoBytes::as_bytes(&reserved)),
+        Status::Inval
+    );
+    assert_eq!(bench.host.answers(), []);
+    assert_eq!(bench.respond(1, group, 0), Status::Ok);
+}
+
+#[test]
+fn stale_duplicate_and_foreign_answers_are_noent() {
+    let bench = attached();
+    bench.attach_with(8, 2, PAGE_REQUEST);
+    let mut queue = FakeQueue::new(8);
+    bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    let (_, group) = groups_of(&queue.take())[0];
+    assert_eq!(bench.respond(2, group, 0), Status::NoEnt);
+    assert_eq!(bench.respond(99, group, 0), Status::NoEnt);
+    assert_eq!(bench.respond(1, group.wrapping_add(1), 0), Status::NoEnt);
+    assert_eq!(bench.respond(1, group, 0), Status::Ok);
+    assert_eq!(bench.respond(1, group, 0), Status::NoEnt);
+    assert_eq!(bench.host.answers().len(), 1);
+    assert_eq!(bench.device.counters().page_response_stale.get(), 4);
+}
+
+#[test]
+fn a_group_waits_until_all_of_it_fits__rule1() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(0);
+    let pages: Vec<_> = (0..4).map(|i| page(i * GRANULE, R)).collect();
+    bench.host.raise(requester(1), &pages);
+    bench.service(&mut queue);
+    queue.buffers.extend([32; 3]);
+    bench.service(&mut queue);
+    assert_eq!(queue.take().len(), 0);
+    queue.buffers.push_back(32);
+    bench.service(&mut queue);
+    assert_eq!(queue.take().len(), 4);
+    assert_eq!(bench.host.answers(), []);
+}
+
+#[test]
+fn groups_of_an_endpoint_keep_their_order_and_hold_up_nobody_else__rule1_rule3() {
+    let bench = attached();
+    bench.attach_with(8, 2, PAGE_REQUEST);
+    let mut queue = FakeQueue::new(3);
+    let big: Vec<_> = (0..5).map(|i| page(i * GRANULE, R)).collect();
+    bench.host.raise(requester(1), &big);
+    bench.host.raise(requester(1), &[page(0x10_0000, R)]);
+    bench
+        .host
+        .raise(requester(2), &[page(0x20_0000, R), page(0x20_1000, R)]);
+    bench.service(&mut queue);
+    let events = queue.take();
+    // Endpoint 1 waits with both; endpoint 2 is served, its events side by side.
+    assert_eq!(
+        groups_of(&events).iter().map(|g| g.0).collect::<Vec<_>>(),
+        [2, 2]
+    );
+    queue.buffers.extend([32; 6]);
+    bench.service(&mut queue);
+    let addresses: Vec<_> = queue
+        .take()
+        .iter()
+        .map(|e| event(e).address.get())
+        .collect();
+    assert_eq!(addresses, [0, 0x1000, 0x2000, 0x3000, 0x4000, 0x10_0000]);
+}
+
+#[test]
+fn endpoints_take_turns__rule1() {
+    let bench = attached();
+    bench.attach_with(8, 2, PAGE_REQUEST);
+    for _ in 0..3 {
+        bench.host.raise(requester(1), &[page(0, R)]);
+        bench.host.raise(requester(2), &[page(0, R)]);
+    }
+    let mut order = Vec::new();
+    for _ in 0..6 {
+        let mut queue = FakeQueue::new(1);
+        bench.service(&mut queue);
+        order.extend(groups_of(&queue.take()).iter().map(|g| g.0));
+    }
+    assert_eq!(order, [1, 2, 1, 2, 1, 2]);
+}
+
+#[test]
+fn groups_over_the_quota_are_answered_and_counted__rule1() {
+    let config = DeviceConfig {
+        max_page_requests: 2,
+        ..DeviceConfig::default()
+    };
+    let bench = configured(config);
+    bench.attach_with(8, 2, PAGE_REQUEST);
+    let mut queue = FakeQueue::new(8);
+    bench.host.raise(requester(1), &[page(0, R)]);
+    bench.host.raise(requester(2), &[page(0, R)]);
+    let third = bench.host.raise(requester(2), &[page(0, R)]);
+    bench.service(&mut queue);
+    assert_eq!(bench.host.answers(), [(third, Answer::Invalid)]);
+    assert_eq!(bench.device.counters().page_request_over_quota.get(), 1);
+    let groups = groups_of(&queue.take());
+    assert_eq!(groups.len(), 2);
+    bench.respond(1, groups[0].1, 0);
+    bench.host.answers();
+    bench.host.raise(requester(2), &[page(0, R)]);
+    bench.service(&mut queue);
+    assert_eq!(bench.host.answers(), []);
+}
+
+#[test]
+fn group_ids_go_round_and_are_unique_while_outstanding__rule2() {
+    let bench = attached();
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let mut queue = FakeQueue::new(1);
+        bench.host.raise(requester(1), &[page(0, R)]);
+        bench.service(&mut queue);
+        ids.push(groups_of(&queue.take())[0].1);
+        bench.respond(1, ids[ids.len() - 1], 0);
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 3, "a late answer could meet a new group");
+}
+
+#[test]
+fn a_group_id_stays_unique_over_the_wrap_of_16_bits__rule2() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(1);
+    bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    let (_, kept) = groups_of(&queue.take())[0];
+    let rounds = if cfg!(miri) { 10 } else { 70_000 };
+    for _ in 0..rounds {
+        queue.buffers.push_back(32);
+        bench.host.raise(requester(1), &[page(0, R)]);
+        bench.service(&mut queue);
+        let (_, id) = groups_of(&queue.take())[0];
+        assert_ne!(id, kept);
+        assert_eq!(bench.respond(1, id, 0), Status::Ok);
+    }
+}
+
+#[test]
+fn without_the_feature_a_group_is_refused_and_reported__rule4() {
+    let bench = Bench::new();
+    bench.negotiate_without(Features::PAGE_REQUEST);
+    bench.attach(7, 1);
+    let mut queue = FakeQueue::new(8);
+    let cookie = bench.host.raise(requester(1), &[page(0x5123, W)]);
+    bench.service(&mut queue);
+    assert_eq!(bench.host.answers(), [(cookie, Answer::Invalid)]);
+    let report = fault(&queue.take()[0]);
+    assert_eq!(report.reason, Reason::Mapping as u8);
+    assert_eq!(report.flags.get(), (W | EventFlags::ADDRESS).bits());
+    assert_eq!((report.endpoint.get(), report.address.get()), (1, 0x5123));
+}
+
+#[test]
+fn without_the_flag_a_group_is_refused_and_reported__rule10() {
+    let bench = Bench::new();
+    bench.attach(7, 1);
+    let mut queue = FakeQueue::new(8);
+    let cookie = bench.host.raise(requester(1), &[page(0x5000, R)]);
+    bench.service(&mut queue);
+    assert_eq!(bench.host.answers(), [(cookie, Answer::Invalid)]);
+    assert_eq!(queue.take().len(), 1);
+    assert_eq!(bench.device.counters().page_request_unwanted.get(), 1);
+}
+
+#[test]
+fn a_buffer_that_is_too_small_takes_the_report_instead__rule4_e68() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(0);
+    queue.buffers = [24, 32, 32].into();
+    let refused = bench.host.raise(requester(1), &[page(0x5000, R)]);
+    bench.host.raise(requester(1), &[page(0x6000, R)]);
+    bench.service(&mut queue);
+    assert_eq!(bench.host.answers(), [(refused, Answer::Invalid)]);
+    let events = queue.take();
+    assert_eq!(fault(&events[0]).address.get(), 0x5000);
+    assert_eq!(event(&events[1]).address.get(), 0x6000);
+}
+
+#[test]
+fn a_buffer_too_small_for_any_report_is_returned_unused__e68() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(0);
+    queue.buffers = [23, 0, 24].into();
+    let refused = bench.host.raise(requester(1), &[page(0x5000, R)]);
+    bench.service(&mut queue);
+    assert_eq!(bench.host.answers(), [(refused, Answer::Invalid)]);
+    assert_eq!(queue.discarded, 2);
+    assert_eq!(fault(&queue.take()[0]).address.get(), 0x5000);
+    assert_eq!(bench.device.counters().event_buffers_bad.get(), 2);
+}
+
+#[test]
+fn a_group_larger_than_the_queue_is_refused_at_once() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(2);
+    queue.size = 2;
+    let pages: Vec<_> = (0..3).map(|i| page(i * GRANULE, R)).collect();
+    let cookie = bench.host.raise(requester(1), &pages);
+    bench.service(&mut queue);
+    assert_eq!(bench.host.answers(), [(cookie, Answer::Invalid)]);
+    assert_eq!(fault(&queue.take()[0]).address.get(), 0);
+}
+
+#[test]
+fn moves_and_resets_withdraw_the_groups_of_their_scope__rule5() {
+    type Move = fn(&Bench);
+    let moves: [(&str, Move); 6] = [
+        ("detach", |b| assert_eq!(b.detach(7, 1), Status::Ok)),
+        ("attach elsewhere", |b| {
+            assert_eq!(b.attach_with(9, 1, PAGE_REQUEST), Status::Ok)
+        }),
+        ("attach without the flag", |b| {
+            assert_eq!(b.attach(7, 1), Status::Ok)
+        }),
+        ("reset", |b| b.device.reset()),
+        ("disconnect", |b| b.device.disconnect()),
+        ("removal", |b| {
+            b.device.remove_endpoint(EndpointId(1)).unwrap()
+        }),
+    ];
+    for (name, action) in moves {
+        let bench = attached();
+        let mut queue = FakeQueue::new(1);
+        let delivered = bench.host.raise(requester(1), &[page(0, R)]);
+        let held = bench.host.raise(requester(1), &[page(0, R)]);
+        bench.service(&mut queue);
+        let (_, group) = groups_of(&queue.take())[0];
+        let unread = bench.host.raise(requester(1), &[page(0, R)]);
+        action(&bench);
+        let answers = bench.host.answers();
+        for cookie in [delivered, held, unread] {
+            assert!(
+                answers.contains(&(cookie, Answer::Invalid)),
+                "{name}: {cookie:?}"
+            );
+        }
+        bench
+            .device
+            .negotiate(bench.device.offered_features().bits());
+        assert_eq!(bench.respond(1, group, 0), Status::NoEnt, "{name}");
+        queue.buffers.extend([32; 4]);
+        bench.service(&mut queue);
+        assert_eq!(
+            queue.take().len(),
+            0,
+            "{name}: a withdrawn group was delivered"
+        );
+        assert_eq!(
+            bench.device.counters().page_request_withdrawn.get(),
+            2,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn attaching_again_with_the_flag_keeps_groups_outstanding__rule5() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(1);
+    bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    let (_, group) = groups_of(&queue.take())[0];
+    assert_eq!(bench.attach_with(7, 1, PAGE_REQUEST), Status::Ok);
+    assert_eq!(bench.host.answers(), []);
+    assert_eq!(bench.respond(1, group, 0), Status::Ok);
+}
+
+#[test]
+fn a_late_answer_never_touches_the_group_that_has_its_cookie_now__rule9() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(8);
+    let old = bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    let (_, group) = groups_of(&queue.take())[0];
+    bench.attach_with(9, 1, PAGE_REQUEST);
+    bench.host.answers();
+    let new = bench.host.raise(requester(1), &[page(0, R)]);
+    assert_eq!(new, old, "the fake gives cookies out again, as Linux does");
+    bench.service(&mut queue);
+    assert_eq!(bench.respond(1, group, 0), Status::NoEnt);
+    assert_eq!(bench.host.answers(), []);
+    assert_eq!(bench.host.waiting(), [new]);
+}
+
+#[test]
+fn a_map_before_a_page_response_is_on_the_host_before_the_answer__rule6() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(8);
+    bench.host.raise(requester(1), &[page(0x5000, R)]);
+    bench.service(&mut queue);
+    let (_, group) = groups_of(&queue.take())[0];
+    let response = response_bytes(1, group, 0, 0, 0);
+    let mut batch = bench.device.requests();
+    let map = map_bytes(7, 0x5000, 0x5fff, 0x8000, RW);
+    batch.execute(&map, map.len(), 4);
+    assert_eq!(bench.host.mapped(7).len(), 1);
+    assert_eq!(bench.host.answers(), []);
+    let bytes = zerocopy::IntoBytes::as_bytes(&response);
+    batch.execute(bytes, bytes.len(), 4);
+    assert_eq!(bench.host.answers().len(), 1);
+}
+
+#[test]
+fn response_failure_turns_page_requests_off_until_attached_again__rule7() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(8);
+    let older = bench.host.raise(requester(1), &[page(0, R)]);
+    let failed = bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    let groups = groups_of(&queue.take());
+    assert_eq!(bench.respond(1, groups[1].1, 2), Status::Ok);
+    assert_eq!(
+        bench.host.answers(),
+        [(failed, Answer::Invalid), (older, Answer::Invalid)]
+    );
+    assert_eq!(bench.respond(1, groups[0].1, 0), Status::NoEnt);
+    let off = |bench: &Bench| match bench.host.attachment(requester(1)) {
+        Attachment::Domain { page_requests, .. } => page_requests,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(off(&bench), PageRequests::Off);
+    // Mappings are still in force, and what comes anyway is answered at once.
+    bench.map(7, 0, 0xfff, 0x8000, RW);
+    assert_eq!(bench.translate(1, 0, true), Some(0x8000));
+    let late = bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    assert_eq!(bench.host.answers(), [(late, Answer::Invalid)]);
+    // Attaching without the flag does not turn them on, in this domain or another.
+    assert_eq!(bench.attach(7, 1), Status::Ok);
+    assert_eq!(off(&bench), PageRequests::Off);
+    assert_eq!(bench.attach(8, 1), Status::Ok);
+    assert_eq!(off(&bench), PageRequests::Off);
+    assert_eq!(bench.attach_with(8, 1, PAGE_REQUEST), Status::Ok);
+    assert_eq!(off(&bench), PageRequests::Reported);
+    bench.device.reset();
+    bench.attach(8, 1);
+    assert_eq!(off(&bench), PageRequests::Unwanted);
+}
+
+#[test]
+fn response_failure_is_kept_even_when_the_host_cannot_move_the_endpoint__rule7() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(8);
+    let older = bench.host.raise(requester(1), &[page(0, R)]);
+    bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    let groups = groups_of(&queue.take());
+    bench.host.fail(Some(Call::AttachDomain));
+    assert_eq!(bench.respond(1, groups[1].1, 2), Status::Ok);
+    assert!(bench.host.answers().contains(&(older, Answer::Invalid)));
+    let late = bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    assert_eq!(bench.host.answers(), [(late, Answer::Invalid)]);
+}
+
+#[test]
+fn an_unanswered_group_is_answered_when_its_time_is_up__rule8() {
+    let mut bench = attached();
+    let mut queue = FakeQueue::new(1);
+    let delivered = bench.host.raise(requester(1), &[page(0, R)]);
+    let held = bench.host.raise(requester(1), &[page(0, R)]);
+    let deadline = bench.service(&mut queue).expect("a deadline");
+    assert_eq!(deadline, bench.now + Duration::from_secs(10));
+    let (_, group) = groups_of(&queue.take())[0];
+    bench.later(9);
+    assert_eq!(bench.service(&mut queue), Some(deadline));
+    assert_eq!(bench.host.answers(), []);
+    bench.later(1);
+    assert_eq!(bench.service(&mut queue), None);
+    assert_eq!(
+        bench.host.answers(),
+        [(delivered, Answer::Invalid), (held, Answer::Invalid)]
+    );
+    assert_eq!(bench.respond(1, group, 0), Status::NoEnt);
+    assert_eq!(bench.device.counters().page_request_timeouts.get(), 2);
+}
+
+#[test]
+fn without_a_time_out_a_group_waits_for_ever__rule8() {
+    let config = DeviceConfig {
+        page_response_timeout: None,
+        ..DeviceConfig::default()
+    };
+    let mut bench = configured(config);
+    let mut queue = FakeQueue::new(1);
+    bench.host.raise(requester(1), &[page(0, R)]);
+    assert_eq!(bench.service(&mut queue), None);
+    bench.later(1_000_000);
+    bench.service(&mut queue);
+    assert_eq!(bench.host.answers(), []);
+}
+
+#[test]
+fn time_runs_while_suspended_and_events_are_held__rule8() {
+    let mut bench = attached();
+    let mut queue = FakeQueue::new(4);
+    bench.device.suspend();
+    let cookie = bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    assert_eq!(queue.take().len(), 0);
+    bench.later(5);
+    bench.device.resume();
+    bench.service(&mut queue);
+    assert_eq!(queue.take().len(), 1);
+    bench.device.suspend();
+    bench.later(5);
+    bench.service_without_queue();
+    assert_eq!(bench.host.answers(), [(cookie, Answer::Invalid)]);
+}
+
+#[test]
+fn no_event_before_the_first_request__e67() {
+    let config = DeviceConfig {
+        boot_bypass: false,
+        ..DeviceConfig::default()
+    };
+    let bench = Bench::with(config, FakeHost::new(&[1]));
+    let mut queue = FakeQueue::new(4);
+    let blocked = Fault {
+        requester: requester(1),
+        reason: Reason::Domain,
+        address: Some(Iova(0x1234)),
+        access: R,
+    };
+    bench.host.fault(blocked);
+    bench.service(&mut queue);
+    assert_eq!(queue.take().len(), 0);
+    let mut batch = bench.device.requests();
+    batch.execute(&[0xff; 4], 4, 4);
+    assert!(batch.finish().events_wanted);
+    bench.service(&mut queue);
+    let report = fault(&queue.take()[0]);
+    assert_eq!((report.reason, report.address.get()), (1, 0x1234));
+    assert_eq!((report.reserved, report.reserved1.get()), ([0; 3], 0));
+    // After a reset the driver starts anew.
+    bench.device.reset();
+    bench.host.fault(blocked);
+    bench.service(&mut queue);
+    assert_eq!(queue.take().len(), 0);
+}
+
+#[test]
+fn the_newest_reports_are_dropped_when_too_many_wait__e67() {
+    let bench = attached();
+    for address in 0..MAX_REPORTS as u64 + 10 {
+        bench.host.fault(Fault {
+            requester: requester(1),
+            reason: Reason::Mapping,
+            address: Some(Iova(address)),
+            access: W,
+        });
+    }
+    let mut queue = FakeQueue::new(0);
+    bench.service(&mut queue);
+    queue.buffers.extend([24; 100]);
+    bench.service(&mut queue);
+    let addresses: Vec<_> = queue
+        .take()
+        .iter()
+        .map(|e| fault(e).address.get())
+        .collect();
+    assert_eq!(addresses, (0..MAX_REPORTS as u64).collect::<Vec<_>>());
+    assert_eq!(bench.device.counters().fault_reports_dropped.get(), 10);
+}
+
+#[test]
+fn a_report_without_address_has_no_address_flag__e66() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(1);
+    bench.host.fault(Fault {
+        requester: requester(1),
+        reason: Reason::Unknown,
+        address: None,
+        access: EventFlags::empty(),
+    });
+    bench.service(&mut queue);
+    let report = fault(&queue.take()[0]);
+    assert_eq!(
+        (report.flags.get(), report.address.get(), report.reason),
+        (0, 0, 0)
+    );
+}
+
+#[test]
+fn a_thousand_groups_are_answered_in_any_order() {
+    let bench = attached();
+    let count = if cfg!(miri) { 20 } else { 1000 };
+    let mut queue = FakeQueue::new(count);
+    let cookies: Vec<_> = (0..count as u64)
+        .map(|i| bench.host.raise(requester(1), &[page(i * GRANULE, R)]))
+        .collect();
+    bench.service(&mut queue);
+    let mut events: Vec<_> = queue.take().iter().map(|bytes| event(bytes)).collect();
+    assert_eq!(events.len(), count);
+    // Any order will do that is not theirs.
+    events.sort_by_key(|event| event.group_id.get().wrapping_mul(40503));
+    for event in &events {
+        assert_eq!(bench.respond(1, event.group_id.get(), 0), Status::Ok);
+        let expected = cookies[(event.address.get() / GRANULE) as usize];
+        assert_eq!(bench.host.answers(), [(expected, Answer::Success)]);
+    }
+    assert!(bench.host.waiting().is_empty());
+}
+
+#[test]
+fn a_group_whose_host_call_fails_stays_outstanding() {
+    let bench = attached();
+    let mut queue = FakeQueue::new(1);
+    let cookie = bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    let (_, group) = groups_of(&queue.take())[0];
+    bench.host.fail(Some(Call::Respond));
+    assert_eq!(bench.respond(1, group, 0), Status::NoMem);
+    bench.host.fail(None);
+    assert_eq!(bench.respond(1, group, 0), Status::Ok);
+    assert_eq!(bench.host.answers(), [(cookie, Answer::Success)]);
+}
+
+#[test]
+fn deadlines_of_answered_groups_do_not_pile_up() {
+    let bench = attached();
+    let rounds = if cfg!(miri) { 100 } else { 10_000 };
+    let mut queue = FakeQueue::new(rounds);
+    for _ in 0..rounds {
+        let cookie: Cookie = bench.host.raise(requester(1), &[page(0, R)]);
+        bench.service(&mut queue);
+        let (_, id) = groups_of(&queue.take())[0];
+        bench.respond(1, id, 0);
+        assert_eq!(bench.host.answers(), [(cookie, Answer::Success)]);
+    }
+    assert!(bench.device.book().deadlines_kept() < 100);
+}

@@ -13,6 +13,7 @@
 //! A host takes its own locks inside and never calls back into the device.
 
 pub mod any;
+pub mod iommufd;
 pub mod soft;
 
 use std::fmt;

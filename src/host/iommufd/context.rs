@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! An iommufd context and what lives in it: objects that are destroyed when their owner lets go of them.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use iommufd_bindings as uapi;
+
+use super::kernel::{self, CallError};
+use crate::device::mapping::IovaRange;
+use crate::spec::MapFlags;
+
+/// Flags of MAP_FILE, MAP and COPY that give this access; `None` when it is no access at all, which the
+/// kernel does not know.
+pub(super) fn access_flags(flags: MapFlags) -> Option<u32> {
+    let mut bits = 0;
+    if flags.contains(MapFlags::READ) {
+        bits |= uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE;
+    }
+    if flags.contains(MapFlags::WRITE) {
+        bits |= uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE;
+    }
+    (bits != 0).then_some(bits)
+}
+
+/// READ and WRITE.
+pub(super) const READ_WRITE: u32 = uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE
+    | uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE;
+
+const FIXED: u32 = uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA;
+
+/// The size that a command carries in its first field.
+macro_rules! size {
+    ($structure:ident) => {
+        size_of::<uapi::$structure>() as u32
+    };
+}
+
+/// An open iommufd, shared by the objects in it.
+#[derive(Clone, Debug)]
+pub(super) struct Context {
+    fd: Arc<OwnedFd>,
+}
+
+impl Context {
+    pub fn new(fd: OwnedFd) -> Self {
+        Self { fd: Arc::new(fd) }
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn object(&self, id: u32) -> Object {
+        Object {
+            context: self.clone(),
+            id,
+        }
+    }
+
+    /// An empty address space.
+    pub fn ioas(&self) -> Result<Ioas, CallError> {
+        let mut command = uapi::iommu_ioas_alloc {
+            size: size!(iommu_ioas_alloc),
+            ..Default::default()
+        };
+        kernel::call(self.fd(), &mut command)?;
+        Ok(Ioas(self.object(command.out_ioas_id)))
+    }
+
+    /// A page table with the mappings of `ioas` for devices like `dev_id`. With a fault queue, page requests of the
+    /// devices attached to it arrive there.
+    pub fn hwpt(
+        &self,
+        dev_id: u32,
+        ioas: &Ioas,
+        fault_queue: Option<u32>,
+        pasid: bool,
+    ) -> Result<Object, CallError> {
+        let mut flags = 0;
+        if fault_queue.is_some() {
+            flags |= uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_FAULT_ID_VALID;
+        }
+        if pasid {
+            flags |= uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_PASID;
+        }
+        let id = kernel::hwpt_alloc(
+            self.fd(),
+            dev_id,
+            ioas.id(),
+            flags,
+            fault_queue.unwrap_or(0),
+        )?;
+        Ok(self.object(id))
+    }
+
+    /// A fault queue and its descriptor.
+    pub fn fault_queue(&self) -> Result<(Object, File), CallError> {
+        let (id, queue) = kernel::fault_queue_alloc(self.fd())?;
+        Ok((self.object(id), queue))
+    }
+
+    /// Whether the kernel has IOMMU_IOAS_MAP_FILE (6.14).
+    pub fn has_map_file(&self) -> bool {
+        // No object has the id 0, so this cannot succeed.
+        let mut command = uapi::iommu_ioas_map_file {
+            size: size!(iommu_ioas_map_file),
+            ..Default::default()
+        };
+        !matches!(kernel::call(self.fd(), &mut command), Err(error) if error.errno == libc::ENOTTY)
+    }
+}
+
+/// An object in a context. It is destroyed with this value; whatever uses it must be gone before.
+#[derive(Debug)]
+pub(super) struct Object {
+    context: Context,
+    id: u32,
+}
+
+impl Object {
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        if let Err(error) = destroy(&self.context, self.id) {
+            log::warn!("iommufd object {} stays behind: {error}", self.id);
+        }
+    }
+}
+
+/// Destroys an object that somebody else made.
+pub(super) fn destroy(context: &Context, id: u32) -> Result<(), CallError> {
+    let mut command = uapi::iommu_destroy {
+        size: size!(iommu_destroy),
+        id,
+    };
+    kernel::call(context.fd(), &mut command)
+}
+
+/// An I/O address space: which address means which memory. Without a page table it pins nothing.
+#[derive(Debug)]
+pub(super) struct Ioas(Object);
+
+impl Ioas {
+    pub fn id(&self) -> u32 {
+        self.0.id
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.context.fd()
+    }
+
+    /// Maps a part of a file that is memory.
+    pub fn map_file(
+        &self,
+        iova: u64,
+        file: &File,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), CallError> {
+        let mut command = uapi::iommu_ioas_map_file {
+            size: size!(iommu_ioas_map_file),
+            flags: FIXED | READ_WRITE,
+            ioas_id: self.id(),
+            fd: file.as_raw_fd(),
+            start: offset,
+            length,
+            iova,
+        };
+        kernel::call(self.fd(), &mut command)
+    }
+
+    /// Maps memory of this process.
+    ///
+    /// # Safety
+    /// The range stays mapped, and holds nothing but guest memory, until it is unmapped here.
+    #[expect(unsafe_code, reason = "hands an address of this process to the kernel")]
+    pub unsafe fn map_user_memory(
+        &self,
+        iova: u64,
+        address: usize,
+        length: u64,
+    ) -> Result<(), CallError> {
+        let mut command = uapi::iommu_ioas_map {
+            size: size!(iommu_ioas_map),
+            flags: FIXED | READ_WRITE,
+            ioas_id: self.id(),
+            user_va: address as u64,
+            length,
+            iova,
+            ..Default::default()
+        };
+        // SAFETY: the caller's promise.
+        unsafe { kernel::map_user_memory(self.fd(), &mut command) }
+    }
+
+    /// Maps at `iova` what `source` maps at `source_iova`, with access of [`access_flags`].
+    pub fn copy(
+        &self,
+        iova: u64,
+        source: &Self,
+        source_iova: u64,
+        length: u64,
+        access: u32,
+    ) -> Result<(), CallError> {
+        let mut command = uapi::iommu_ioas_copy {
+            size: size!(iommu_ioas_copy),
+            flags: FIXED | access,
+            dst_ioas_id: self.id(),
+            src_ioas_id: source.id(),
+            length,
+            dst_iova: iova,
+            src_iova: source_iova,
+        };
+        kernel::call(self.fd(), &mut command)
+    }
+
+    /// Unmaps everything in the range, which cuts no mapping. Nothing being there is fine.
+    pub fn unmap(&self, range: IovaRange) -> Result<(), CallError> {
+        // The last address of all cannot be mapped, and the kernel takes this length to mean everything.
+        let last = range.last.0.min(u64::MAX - 1);
+        let length = match (range.first.0, last) {
+            (0, last) if last == u64::MAX - 1 => u64::MAX,
+            (u64::MAX, _) => return Ok(()),
+            (first, last) => last - first + 1,
+        };
+        let mut command = uapi::iommu_ioas_unmap {
+            size: size!(iommu_ioas_unmap),
+            ioas_id: self.id(),
+            iova: range.first.0,
+            length,
+        };
+        match kernel::call(self.fd(), &mut command) {
+            Err(error) if error.errno != libc::ENOENT => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// What can be mapped for the devices attached, ascending, and the alignment that they want.
+    pub fn allowed(&self) -> Result<(Vec<IovaRange>, u64), CallError> {
+        let (ranges, alignment) = kernel::iova_ranges(self.fd(), self.id())?;
+        let mut ranges: Vec<_> = ranges
+            .iter()
+            .filter_map(|range| IovaRange::new(range.start, range.last))
+            .collect();
+        ranges.sort_by_key(|range| range.first);
+        Ok((ranges, alignment))
+    }
+}

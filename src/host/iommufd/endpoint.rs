@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! An endpoint: a device, what it can do, and where it and its PASIDs are.
+
+use std::collections::BTreeMap;
+
+use iommufd_bindings as uapi;
+
+use super::attach::Attach;
+use super::context::Context;
+use super::fault::FaultQueue;
+use super::kernel::{self, CallError};
+use super::space::{AddressSpace, Needs};
+use crate::device::mapping::IovaRange;
+use crate::host::{Attachment, PageRequests, ReservedRegion};
+use crate::spec::{Pasid, PasidFlags, ResvMemSubtype};
+
+/// Where a requester is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub to: Attachment,
+    /// The page table that it is attached to.
+    pub hwpt: u32,
+}
+
+/// An endpoint.
+pub(super) struct Endpoint {
+    pub device: Box<dyn Attach>,
+    pub dev_id: u32,
+    /// It can raise page requests.
+    pub page_requests: bool,
+    /// Width in bits of its PASIDs; 0 when it has none.
+    pub pasid_width: u8,
+    pub pasid_flags: PasidFlags,
+    /// What it can put on the bus for memory, ascending.
+    pub allowed: Vec<IovaRange>,
+    /// What its mappings are aligned to.
+    pub alignment: u64,
+    /// Nothing is mapped there.
+    pub blocked: AddressSpace,
+    pub place: Place,
+    pub pasids: BTreeMap<Pasid, Place>,
+}
+
+impl Endpoint {
+    /// Blocks a device and finds out what it can do.
+    pub fn new(
+        context: &Context,
+        faults: Option<&FaultQueue>,
+        device: Box<dyn Attach>,
+        dev_id: u32,
+    ) -> Result<Self, CallError> {
+        let (mut pasid_width, capabilities) = kernel::hw_info(context.fd(), dev_id)?;
+        let mut blocked = AddressSpace::permanent(context)?;
+        let mut needs = Needs {
+            dev_id,
+            pasid: pasid_width > 0,
+            fault_queue: None,
+        };
+        let attach = |hwpt| device.attach(hwpt);
+        let hwpt = match blocked.enter(context, needs, attach) {
+            Err(error) if needs.pasid && is_refusal(error) => {
+                // The device has PASIDs, its IOMMU does not.
+                pasid_width = 0;
+                needs.pasid = false;
+                blocked.enter(context, needs, attach)?
+            }
+            result => result?,
+        };
+        let (allowed, alignment) = blocked.ioas().allowed()?;
+        let page_requests = match faults {
+            Some(queue) => {
+                let with_faults = Needs {
+                    fault_queue: Some(queue.id()),
+                    ..needs
+                };
+                try_page_requests(context, &mut blocked, with_faults, &*device, hwpt)?
+            }
+            None => false,
+        };
+        Ok(Self {
+            device,
+            dev_id,
+            page_requests,
+            pasid_width,
+            pasid_flags: pasid_flags(capabilities),
+            allowed,
+            alignment,
+            blocked,
+            place: Place {
+                to: Attachment::Blocked,
+                hwpt,
+            },
+            pasids: BTreeMap::new(),
+        })
+    }
+
+    /// What a page table for this endpoint must be, for an attachment to `to`.
+    pub fn needs(&self, to: Attachment, faults: Option<&FaultQueue>) -> Needs {
+        // What the driver did not ask for is reported all the same, and answered by the device, which tells the
+        // driver of it as a fault. In bypass everything that exists is mapped.
+        let listens = match to {
+            Attachment::Blocked | Attachment::Bypass => false,
+            Attachment::Domain { page_requests, .. } => page_requests != PageRequests::Off,
+        };
+        Needs {
+            dev_id: self.dev_id,
+            pasid: self.pasid_width > 0,
+            fault_queue: faults
+                .filter(|_| listens && self.page_requests)
+                .map(FaultQueue::id),
+        }
+    }
+
+    /// Reads again what can be mapped, which can become less with time. Only while it is blocked: elsewhere other
+    /// endpoints narrow it too.
+    pub fn refresh_allowed(&mut self) {
+        if self.place.to != Attachment::Blocked {
+            return;
+        }
+        match self.blocked.ioas().allowed() {
+            Ok((allowed, alignment)) => (self.allowed, self.alignment) = (allowed, alignment),
+            Err(error) => log::error!("{error}"),
+        }
+    }
+
+    /// The holes of `input` in what it can address.
+    pub fn reserved(&self, input: IovaRange) -> Vec<ReservedRegion> {
+        holes(&self.allowed, input)
+            .into_iter()
+            .map(|range| ReservedRegion {
+                range,
+                subtype: subtype(range),
+            })
+            .collect()
+    }
+
+    /// From the first address that it can use to the last; `None` when there is none.
+    pub fn aperture(&self) -> Option<IovaRange> {
+        let (first, last) = (self.allowed.first()?, self.allowed.last()?);
+        Some(first.hull(last))
+    }
+}
+
+/// Whether the kernel said that it does not do this, rather than that it failed.
+fn is_refusal(error: CallError) -> bool {
+    [libc::EOPNOTSUPP, libc::EINVAL, libc::ENODEV].contains(&error.errno)
+}
+
+/// Tries whether the device can be attached to a page table with a fault queue. It is back on `plain` afterwards.
+fn try_page_requests(
+    context: &Context,
+    blocked: &mut AddressSpace,
+    needs: Needs,
+    device: &dyn Attach,
+    plain: u32,
+) -> Result<bool, CallError> {
+    match blocked.enter(context, needs, |hwpt| device.attach(hwpt)) {
+        Ok(hwpt) => {
+            device.attach(plain)?;
+            blocked.leave(hwpt);
+            blocked.drop_unused_tables();
+            Ok(true)
+        }
+        Err(error) if is_refusal(error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn pasid_flags(capabilities: u64) -> PasidFlags {
+    let has = |bit: u32| capabilities & u64::from(bit) != 0;
+    let mut flags = PasidFlags::empty();
+    flags.set(
+        PasidFlags::EXEC,
+        has(uapi::iommufd_hw_capabilities_IOMMU_HW_CAP_PCI_PASID_EXEC),
+    );
+    flags.set(
+        PasidFlags::PRIVILEGED,
+        has(uapi::iommufd_hw_capabilities_IOMMU_HW_CAP_PCI_PASID_PRIV),
+    );
+    flags
+}
+
+/// What of `input` is in none of `allowed`, which is ascending and disjoint.
+fn holes(allowed: &[IovaRange], input: IovaRange) -> Vec<IovaRange> {
+    let mut holes = Vec::new();
+    let mut next = Some(input.first.0);
+    for range in allowed {
+        let Some(first) = next else { break };
+        if let Some(before) = range.first.0.checked_sub(1)
+            && let Some(hole) = IovaRange::new(first, before.min(input.last.0))
+        {
+            holes.push(hole);
+        }
+        next = range.last.0.checked_add(1).map(|after| after.max(first));
+        if range.last >= input.last {
+            return holes;
+        }
+    }
+    holes.extend(next.and_then(|first| IovaRange::new(first, input.last.0)));
+    holes
+}
+
+/// Where x86 machines have their doorbells for message-signalled interrupts.
+const X86_MSI: IovaRange = IovaRange {
+    first: crate::spec::Iova(0xfee0_0000),
+    last: crate::spec::Iova(0xfeef_ffff),
+};
+
+/// The kernel does not say what a hole is for.
+fn subtype(hole: IovaRange) -> ResvMemSubtype {
+    if cfg!(target_arch = "x86_64") && hole == X86_MSI {
+        ResvMemSubtype::Msi
+    } else {
+        ResvMemSubtype::Reserved
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(first: u64, last: u64) -> IovaRange {
+        IovaRange::new(first, last).unwrap()
+    }
+
+    #[test]
+    fn holes_are_what_is_not_allowed() {
+        let input = range(0x1000, 0xffff);
+        for (allowed, expected) in [
+            (vec![], vec![input]),
+            (vec![range(0, u64::MAX)], vec![]),
+            (vec![range(0x1000, 0xffff)], vec![]),
+            (
+                vec![range(0, 0x1fff), range(0x3000, u64::MAX)],
+                vec![range(0x2000, 0x2fff)],
+            ),
+            (
+                vec![range(0x2000, 0x2fff), range(0x4000, 0x4fff)],
+                vec![
+                    range(0x1000, 0x1fff),
+                    range(0x3000, 0x3fff),
+                    range(0x5000, 0xffff),
+                ],
+            ),
+            (vec![range(0x1_0000, 0x1_ffff)], vec![input]),
+            (vec![range(0, 0xfff)], vec![input]),
+            (
+                vec![range(0, 0xfff), range(0x1_0000, 0x1_ffff)],
+                vec![input],
+            ),
+        ] {
+            assert_eq!(holes(&allowed, input), expected, "{allowed:?}");
+        }
+    }
+
+    #[test]
+    fn the_msi_window_is_told_from_other_holes() {
+        assert_eq!(
+            subtype(range(0xfee0_0000, 0xfeef_fffe)),
+            ResvMemSubtype::Reserved
+        );
+        if cfg!(target_arch = "x86_64") {
+            assert_eq!(subtype(X86_MSI), ResvMemSubtype::Msi);
+        }
+    }
+}

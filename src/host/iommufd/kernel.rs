@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The calls to the kernel: the one place with `unsafe` code.
+//!
+//! Every command is a structure of the kernel's header that carries its own length; the kernel reads it and
+//! writes it back. So the safe functions here take `&mut`, fix the pairing of number and structure, and check
+//! whatever pointer a structure holds.
+#![expect(unsafe_code, reason = "ioctl and its memory")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
+
+use iommufd_bindings as uapi;
+use vfio_bindings::bindings::vfio::{
+    VFIO_BASE, vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd,
+    vfio_device_detach_iommufd_pt, vfio_pci_dependent_device, vfio_pci_hot_reset_info,
+};
+
+/// A command of the kernel's iommufd and VFIO interfaces.
+///
+/// # Safety
+/// `NUMBER` is the command that takes this structure.
+pub(super) unsafe trait Command {
+    /// As in the kernel's header.
+    const NAME: &'static str;
+    /// The ioctl number.
+    const NUMBER: u32;
+}
+
+/// A command without pointers: any values are safe to send.
+///
+/// # Safety
+/// The kernel follows no pointer in the structure.
+pub(super) unsafe trait Plain: Command {}
+
+/// `_IO(IOMMUFD_TYPE, number)`; VFIO has the same type.
+const fn io(number: u32) -> u32 {
+    (uapi::IOMMUFD_TYPE as u32) << 8 | number
+}
+
+macro_rules! commands {
+    ($($structure:ty: $name:literal = $number:expr;)*) => {$(
+        // SAFETY: number and structure are paired as in the kernel's header.
+        unsafe impl Command for $structure {
+            const NAME: &'static str = $name;
+            const NUMBER: u32 = io($number);
+        }
+    )*};
+}
+
+macro_rules! plain {
+    ($($structure:ty),* $(,)?) => {$(
+        // SAFETY: integers only, none of which the kernel takes for an address.
+        unsafe impl Plain for $structure {}
+    )*};
+}
+
+commands! {
+    uapi::iommu_destroy: "IOMMU_DESTROY" = uapi::IOMMUFD_CMD_DESTROY;
+    uapi::iommu_ioas_alloc: "IOMMU_IOAS_ALLOC" = uapi::IOMMUFD_CMD_IOAS_ALLOC;
+    uapi::iommu_ioas_iova_ranges: "IOMMU_IOAS_IOVA_RANGES" = uapi::IOMMUFD_CMD_IOAS_IOVA_RANGES;
+    uapi::iommu_ioas_map: "IOMMU_IOAS_MAP" = uapi::IOMMUFD_CMD_IOAS_MAP;
+    uapi::iommu_ioas_map_file: "IOMMU_IOAS_MAP_FILE" = uapi::IOMMUFD_CMD_IOAS_MAP_FILE;
+    uapi::iommu_ioas_copy: "IOMMU_IOAS_COPY" = uapi::IOMMUFD_CMD_IOAS_COPY;
+    uapi::iommu_ioas_unmap: "IOMMU_IOAS_UNMAP" = uapi::IOMMUFD_CMD_IOAS_UNMAP;
+    uapi::iommu_hwpt_alloc: "IOMMU_HWPT_ALLOC" = uapi::IOMMUFD_CMD_HWPT_ALLOC;
+    uapi::iommu_hw_info: "IOMMU_GET_HW_INFO" = uapi::IOMMUFD_CMD_GET_HW_INFO;
+    uapi::iommu_fault_alloc: "IOMMU_FAULT_QUEUE_ALLOC" = uapi::IOMMUFD_CMD_FAULT_QUEUE_ALLOC;
+    HotResetInfo: "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO" = VFIO_BASE + 12;
+    vfio_device_bind_iommufd: "VFIO_DEVICE_BIND_IOMMUFD" = VFIO_BASE + 18;
+    vfio_device_attach_iommufd_pt: "VFIO_DEVICE_ATTACH_IOMMUFD_PT" = VFIO_BASE + 19;
+    vfio_device_detach_iommufd_pt: "VFIO_DEVICE_DETACH_IOMMUFD_PT" = VFIO_BASE + 20;
+}
+
+plain! {
+    uapi::iommu_destroy,
+    uapi::iommu_ioas_alloc,
+    uapi::iommu_ioas_map_file,
+    uapi::iommu_ioas_copy,
+    uapi::iommu_ioas_unmap,
+    uapi::iommu_fault_alloc,
+    HotResetInfo,
+    vfio_device_attach_iommufd_pt,
+    vfio_device_detach_iommufd_pt,
+}
+
+#[cfg(feature = "iommufd-test")]
+commands! { super::mock::TestCommand: "IOMMU_TEST_CMD" = uapi::IOMMUFD_CMD_BASE + 32; }
+#[cfg(feature = "iommufd-test")]
+plain! { super::mock::TestCommand }
+
+/// The most devices that a hot reset may concern.
+const MAX_DEPENDENT: usize = 64;
+
+/// `struct vfio_pci_hot_reset_info` with room for its devices.
+#[repr(C)]
+pub(super) struct HotResetInfo {
+    head: vfio_pci_hot_reset_info,
+    devices: [vfio_pci_dependent_device; MAX_DEPENDENT],
+}
+
+/// A call that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{call}: {}", io::Error::from_raw_os_error(*errno))]
+pub(super) struct CallError {
+    /// The command, as in the kernel's header.
+    pub call: &'static str,
+    /// Its `errno`.
+    pub errno: i32,
+}
+
+impl CallError {
+    /// What the last call of this thread left in `errno`.
+    fn last(call: &'static str) -> Self {
+        let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        Self { call, errno }
+    }
+}
+
+/// Carries out a command without pointers.
+pub(super) fn call<C: Plain>(fd: BorrowedFd<'_>, command: &mut C) -> Result<(), CallError> {
+    // SAFETY: the structure has no pointer (`Plain`).
+    unsafe { call_with_pointers(fd, command) }
+}
+
+/// Carries out a command.
+///
+/// # Safety
+/// The pointers in the structure are valid for what the kernel does with them.
+unsafe fn call_with_pointers<C: Command>(
+    fd: BorrowedFd<'_>,
+    command: &mut C,
+) -> Result<(), CallError> {
+    // SAFETY: number and structure belong together (`Command`); the caller vouches for pointers.
+    let result = unsafe {
+        libc::ioctl(
+            fd.as_raw_fd(),
+            libc::c_ulong::from(C::NUMBER),
+            std::ptr::from_mut(command),
+        )
+    };
+    if result < 0 {
+        return Err(CallError::last(C::NAME));
+    }
+    Ok(())
+}
+
+/// Maps memory of this process into an IOAS.
+///
+/// # Safety
+/// The range stays mapped, and holds nothing but guest memory, for as long as the IOAS maps it: devices write
+/// there.
+pub(super) unsafe fn map_user_memory(
+    fd: BorrowedFd<'_>,
+    command: &mut uapi::iommu_ioas_map,
+) -> Result<(), CallError> {
+    // SAFETY: the caller's promise.
+    unsafe { call_with_pointers(fd, command) }
+}
+
+/// Lists the addresses that an IOAS can map, and the alignment that it wants.
+pub(super) fn iova_ranges(
+    fd: BorrowedFd<'_>,
+    ioas: u32,
+) -> Result<(Vec<uapi::iommu_iova_range>, u64), CallError> {
+    let mut ranges = vec![uapi::iommu_iova_range::default(); 16];
+    loop {
+        let mut command = uapi::iommu_ioas_iova_ranges {
+            size: size_of::<uapi::iommu_ioas_iova_ranges>() as u32,
+            ioas_id: ioas,
+            num_iovas: ranges.len() as u32,
+            allowed_iovas: ranges.as_mut_ptr() as u64,
+            ..Default::default()
+        };
+        // SAFETY: the pointer leads to `num_iovas` elements that are ours to write.
+        let result = unsafe { call_with_pointers(fd, &mut command) };
+        match result {
+            // Also when the array was longer than needed: the count is written back.
+            Ok(()) => {
+                ranges.truncate(command.num_iovas as usize);
+                return Ok((ranges, command.out_iova_alignment));
+            }
+            Err(error) if error.errno == libc::EMSGSIZE => {
+                // Ranges can become more between two calls.
+                let wanted = (command.num_iovas as usize).max(ranges.len() + 1);
+                ranges.resize(wanted, uapi::iommu_iova_range::default());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Makes a page table for devices like `dev_id` with the mappings of an IOAS.
+pub(super) fn hwpt_alloc(
+    fd: BorrowedFd<'_>,
+    dev_id: u32,
+    ioas: u32,
+    flags: u32,
+    fault_queue: u32,
+) -> Result<u32, CallError> {
+    let mut command = uapi::iommu_hwpt_alloc {
+        size: size_of::<uapi::iommu_hwpt_alloc>() as u32,
+        flags,
+        dev_id,
+        pt_id: ioas,
+        fault_id: fault_queue,
+        ..Default::default()
+    };
+    // SAFETY: without data of a driver's own: length and pointer are zero.
+    unsafe { call_with_pointers(fd, &mut command) }?;
+    Ok(command.out_hwpt_id)
+}
+
+/// What the IOMMU can do for a device: width of PASIDs, and capabilities.
+pub(super) fn hw_info(fd: BorrowedFd<'_>, dev_id: u32) -> Result<(u8, u64), CallError> {
+    let mut command = uapi::iommu_hw_info {
+        size: size_of::<uapi::iommu_hw_info>() as u32,
+        dev_id,
+        ..Default::default()
+    };
+    // SAFETY: no data of a driver's own is asked for: length and pointer are zero.
+    unsafe { call_with_pointers(fd, &mut command) }?;
+    Ok((command.out_max_pasid_log2, command.out_capabilities))
+}
+
+/// Makes a fault queue: its id, and its descriptor, which is non-blocking by nature.
+pub(super) fn fault_queue_alloc(fd: BorrowedFd<'_>) -> Result<(u32, File), CallError> {
+    let mut command = uapi::iommu_fault_alloc {
+        size: size_of::<uapi::iommu_fault_alloc>() as u32,
+        ..Default::default()
+    };
+    call(fd, &mut command)?;
+    // SAFETY: the kernel has just made the descriptor for us.
+    let queue = unsafe { File::from_raw_fd(command.out_fault_fd as RawFd) };
+    Ok((command.out_fault_id, queue))
+}
+
+/// Ties a VFIO device to an iommufd context: the id of the device there.
+pub(super) fn vfio_bind(device: BorrowedFd<'_>, iommufd: BorrowedFd<'_>) -> Result<u32, CallError> {
+    let mut command = vfio_device_bind_iommufd {
+        // The structure's first version: a token's pointer is not part of it.
+        argsz: std::mem::offset_of!(vfio_device_bind_iommufd, token_uuid_ptr) as u32,
+        iommufd: iommufd.as_raw_fd(),
+        ..Default::default()
+    };
+    // SAFETY: without its flag the kernel does not follow the token's pointer, and it is zero.
+    unsafe { call_with_pointers(device, &mut command) }?;
+    Ok(command.out_devid)
+}
+
+/// A device that a hot reset of another concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Dependent {
+    /// PCI segment, bus, and device with function.
+    pub address: (u16, u8, u8),
+    /// Its id in our iommufd context; 0 and -1 say that it has none.
+    pub dev_id: i32,
+}
+
+/// The devices that a hot reset of this one concerns, itself among them.
+pub(super) fn hot_reset_info(device: BorrowedFd<'_>) -> Result<Vec<Dependent>, CallError> {
+    // SAFETY: integers only, for which zero is a value.
+    let mut command: HotResetInfo = unsafe { std::mem::zeroed() };
+    command.head.argsz = size_of::<HotResetInfo>() as u32;
+    call(device, &mut command)?;
+    let count = (command.head.count as usize).min(MAX_DEPENDENT);
+    Ok(command.devices[..count]
+        .iter()
+        .map(|d| Dependent {
+            address: (d.segment, d.bus, d.devfn),
+            // SAFETY: both members of the union are the same integer; any bytes are a value.
+            dev_id: unsafe { d.__bindgen_anon_1.devid } as i32,
+        })
+        .collect())
+}
+
+/// Whether a file's pages are memory and nothing else, as IOMMU_IOAS_MAP_FILE needs it.
+pub(super) fn is_memory_file(file: &File) -> bool {
+    // SAFETY: integers only, for which zero is a value.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, the structure is ours to write.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) };
+    result == 0 && [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&stat.f_type)
+}
+
+/// Bytes in a page of this machine.
+pub(super) fn page_size() -> u64 {
+    // SAFETY: no argument but a number.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap_or(4096)
+}
+
+/// Whether reading would give something, at this moment.
+pub(super) fn is_readable(file: &File) -> bool {
+    let mut poll = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one element, ours to write.
+    let result = unsafe { libc::poll(&mut poll, 1, 0) };
+    result == 1 && poll.revents & libc::POLLIN != 0
+}

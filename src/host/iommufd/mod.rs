@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The host of real devices: Linux iommufd.
+//!
+//! ```text
+//! guest memory ── IOAS at guest-physical addresses (pins nothing)
+//!                   │ COPY of parts
+//!                   ├── IOAS of a domain ── HWPTs ── endpoints of the domain
+//!                   ├── IOAS of bypass   ── HWPTs ── endpoints in bypass
+//!                   └   IOAS without anything ────── an endpoint that is blocked
+//!
+//! page requests ── fault queue ── groups and their cookies ── device
+//! ```
+//!
+//! A virtio domain is one IOAS; every endpoint of it is attached to a page table (HWPT) of that IOAS, which the kernel
+//! keeps up to date. Moving an endpoint is one replace in the kernel: at every moment it is in one place.
+//!
+//! Files: `kernel` (the calls), `context` (objects in an iommufd), `attach`, `vfio`, `mock` (devices), `space` (an
+//! address space and its page tables), `memory` (guest memory), `endpoint`, `fault` (page requests), `moves` (between
+//! attachments), `startup` (what can be wrong at the start), `error`.
+//!
+//! # Locks
+//! *state* (domains, endpoints, memory) is held across every call to the kernel that changes them, however long it
+//! takes. The fault queue has a lock of its own, taken after *state* or alone: reading and answering page requests
+//! waits for no mapping.
+
+mod attach;
+mod context;
+mod endpoint;
+mod error;
+mod fault;
+mod kernel;
+mod memory;
+#[cfg(feature = "iommufd-test")]
+mod mock;
+mod moves;
+mod space;
+mod startup;
+mod vfio;
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use vm_memory::GuestMemoryMmap;
+
+use crate::device::mapping::{IovaRange, Mapping, SharedMappings};
+use crate::host::{
+    Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
+    MemoryRegion, Requester,
+};
+use crate::spec::{DomainId, EndpointId, Iova};
+
+pub use startup::{SetupError, open_iommufd};
+
+use attach::Attach;
+use context::{Context, access_flags};
+use endpoint::Endpoint;
+use fault::FaultQueue;
+use memory::GuestMemory;
+use moves::Bypass;
+use space::AddressSpace;
+use vfio::VfioDevice;
+
+/// The smallest granule offered: no driver has smaller pages.
+const SMALLEST_GRANULE: u64 = 4096;
+
+/// Where the device of an endpoint comes from.
+#[derive(Debug)]
+pub enum EndpointSource {
+    /// A VFIO character device that nobody else uses.
+    VfioPath(PathBuf),
+    /// A duplicate of a VFIO device that somebody else has bound to the same iommufd.
+    VfioFd(OwnedFd),
+    /// A device on the kernel's mock bus.
+    #[cfg(feature = "iommufd-test")]
+    Mock {
+        /// The object that stands for it.
+        stdev_id: u32,
+    },
+}
+
+/// The iommufd host.
+pub struct IommufdHost {
+    limits: OnceLock<Limits>,
+    // Lock order: `state`, then what is in `faults`. Dropped first: page tables use the fault queue.
+    state: Mutex<State>,
+    /// `None` on kernels without (before 6.11).
+    faults: Option<FaultQueue>,
+    context: Context,
+}
+
+struct State {
+    endpoints: BTreeMap<EndpointId, Endpoint>,
+    domains: HashMap<DomainId, Domain>,
+    /// One for each set of addresses that endpoints can use; nearly always one.
+    bypass: Vec<Bypass>,
+    memory: GuestMemory,
+}
+
+struct Domain {
+    space: AddressSpace,
+    mappings: SharedMappings,
+}
+
+impl IommufdHost {
+    /// A host without endpoints and memory, over an open iommufd.
+    pub fn new(iommufd: OwnedFd) -> Result<Self, SetupError> {
+        let context = Context::new(iommufd);
+        let memory = GuestMemory::new(&context)
+            .map_err(|error| SetupError::NotIommufd(error.to_string()))?;
+        let faults = match FaultQueue::new(&context) {
+            Ok(queue) => Some(queue),
+            Err(error) => {
+                log::warn!("no page requests from devices, they need Linux 6.11 or newer: {error}");
+                None
+            }
+        };
+        startup::warn_of_memlock();
+        Ok(Self {
+            limits: OnceLock::new(),
+            state: Mutex::new(State {
+                endpoints: BTreeMap::new(),
+                domains: HashMap::new(),
+                bypass: Vec::new(),
+                memory,
+            }),
+            faults,
+            context,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an endpoint; it is blocked. `dev_id` is its id in the iommufd, where it cannot be found out.
+    pub fn add_endpoint(
+        &self,
+        id: EndpointId,
+        source: EndpointSource,
+        dev_id: Option<u32>,
+    ) -> Result<(), SetupError> {
+        let mut state = self.state();
+        if state.endpoints.contains_key(&id) {
+            return Err(SetupError::Exists(id));
+        }
+        let owner = |wanted: u32| {
+            state
+                .endpoints
+                .iter()
+                .find(|(_, endpoint)| endpoint.dev_id == wanted)
+                .map(|(&id, _)| id)
+        };
+        let (device, dev_id): (Box<dyn Attach>, u32) = match source {
+            EndpointSource::VfioPath(path) => {
+                let (device, dev_id) = VfioDevice::open(&self.context, &path)?;
+                (Box::new(device), dev_id)
+            }
+            EndpointSource::VfioFd(fd) => {
+                let taken = |id| owner(id).is_some();
+                let (device, dev_id) = VfioDevice::shared(&self.context, fd, dev_id, &taken)?;
+                (Box::new(device), dev_id)
+            }
+            #[cfg(feature = "iommufd-test")]
+            EndpointSource::Mock { stdev_id } => {
+                let dev_id = dev_id.ok_or(SetupError::MockWithoutDeviceId)?;
+                (
+                    Box::new(mock::MockDevice::new(&self.context, stdev_id)),
+                    dev_id,
+                )
+            }
+        };
+        if let Some(other) = owner(dev_id) {
+            return Err(SetupError::DeviceInUse(dev_id, other));
+        }
+        let endpoint = Endpoint::new(&self.context, self.faults.as_ref(), device, dev_id)
+            .map_err(|error| SetupError::Attach(id, error.to_string()))?;
+        if let Err(why) = self.check_limits(&endpoint) {
+            let _ = endpoint.device.release();
+            return Err(SetupError::Incompatible(id, why));
+        }
+        if let Some(faults) = &self.faults {
+            faults.add(dev_id, id);
+        }
+        state.endpoints.insert(id, endpoint);
+        Ok(())
+    }
+
+    /// Whether an endpoint goes with the limits that the device has been told, if it has.
+    fn check_limits(&self, endpoint: &Endpoint) -> Result<(), String> {
+        let aperture = endpoint.aperture().ok_or("it can address nothing at all")?;
+        let Some(limits) = self.limits.get() else {
+            return Ok(());
+        };
+        if aperture.intersection(&limits.input_range).is_none() {
+            return Err(format!(
+                "it addresses {}-{}, the others {}-{}",
+                aperture.first, aperture.last, limits.input_range.first, limits.input_range.last
+            ));
+        }
+        if endpoint.alignment > 1 << limits.page_size_mask.trailing_zeros() {
+            return Err(format!(
+                "its pages have {} bytes or more",
+                endpoint.alignment
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for IommufdHost {
+    /// A device must be off a page table before that can go; and who shares the iommufd lives on.
+    fn drop(&mut self) {
+        let ids: Vec<_> = self.state().endpoints.keys().copied().collect();
+        for id in ids {
+            self.remove_endpoint(id);
+        }
+    }
+}
+
+impl Host for IommufdHost {
+    fn limits(&self) -> Limits {
+        *self.limits.get_or_init(|| {
+            // The kernel cannot map the last address of all; the range ends on a page.
+            let mut input_range = IovaRange {
+                first: Iova(0),
+                last: Iova(u64::MAX - SMALLEST_GRANULE),
+            };
+            let mut granule = SMALLEST_GRANULE;
+            for (id, endpoint) in &self.state().endpoints {
+                granule = granule.max(endpoint.alignment);
+                let common = endpoint
+                    .aperture()
+                    .and_then(|aperture| aperture.intersection(&input_range));
+                match common {
+                    Some(common) => input_range = common,
+                    None => log::error!(
+                        "endpoint {id} and the others have no address in common: it will have no mapping"
+                    ),
+                }
+            }
+            Limits {
+                page_size_mask: !(granule - 1),
+                input_range,
+            }
+        })
+    }
+
+    fn endpoint(&self, endpoint: EndpointId) -> Option<EndpointProperties> {
+        let mut state = self.state();
+        let endpoint = state.endpoints.get_mut(&endpoint)?;
+        endpoint.refresh_allowed();
+        let input_range = self
+            .limits
+            .get()
+            .map(|limits| limits.input_range)
+            .or_else(|| endpoint.aperture())
+            .unwrap_or(IovaRange::ALL);
+        Some(EndpointProperties {
+            page_requests: endpoint.page_requests,
+            pasid_width: endpoint.pasid_width,
+            pasid_flags: endpoint.pasid_flags,
+            reserved: endpoint.reserved(input_range),
+        })
+    }
+
+    fn create_domain(&self, domain: DomainId, mappings: SharedMappings) -> Result<(), HostError> {
+        let space = AddressSpace::new(&self.context).map_err(|error| error.of_making())?;
+        let made = Domain { space, mappings };
+        self.state().domains.insert(domain, made);
+        Ok(())
+    }
+
+    fn destroy_domain(&self, domain: DomainId) {
+        self.state().domains.remove(&domain);
+    }
+
+    fn attach(&self, requester: Requester, to: Attachment) -> Result<(), HostError> {
+        self.state()
+            .attach(&self.context, self.faults.as_ref(), requester, to)
+    }
+
+    fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {
+        // The kernel knows no mapping without access: it is in the device's table only.
+        let Some(access) = access_flags(mapping.flags) else {
+            return Ok(());
+        };
+        let state = self.state();
+        let ioas = state.domain(domain)?.space.ioas();
+        let (gpa, iova) = (mapping.gpa.0, mapping.range.first.0);
+        let last = gpa.saturating_add(mapping.range.last.0 - iova);
+        let mut copied = false;
+        for (from, to) in state.memory.parts(gpa, last) {
+            let result = ioas.copy(
+                iova + (from - gpa),
+                state.memory.ioas(),
+                from,
+                to - from + 1,
+                access,
+            );
+            if let Err(error) = result {
+                if copied {
+                    roll_back(ioas, mapping.range);
+                }
+                return Err(error.of_range(iova, mapping.range.last.0));
+            }
+            copied = true;
+        }
+        Ok(())
+    }
+
+    fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
+        let state = self.state();
+        let ioas = state.domain(domain)?.space.ioas();
+        ioas.unmap(range)
+            .map_err(|error| error.of_range(range.first.0, range.last.0))
+    }
+
+    fn joins_unmaps(&self) -> bool {
+        // One call flushes the hardware's buffers once.
+        true
+    }
+
+    fn update_memory(
+        &self,
+        _memory: &GuestMemoryMmap,
+        removed: &[MemoryRegion],
+        added: &[MemoryRegion],
+    ) -> Result<(), HostError> {
+        let mut state = self.state();
+        let mut result = Ok(());
+        let gone = removed.iter().map(|region| state.remove_memory(region));
+        let gone = gone.fold(Ok(()), Result::and);
+        for region in added {
+            result = result.and(state.add_memory(region));
+        }
+        gone.and(result)
+    }
+
+    fn event_fds(&self) -> Vec<RawFd> {
+        self.faults.iter().map(FaultQueue::fd).collect()
+    }
+
+    fn take_events(&self, sink: &mut dyn FnMut(HostEvent)) {
+        if let Some(faults) = &self.faults {
+            faults.take(sink);
+        }
+    }
+
+    fn respond(&self, cookie: Cookie, answer: Answer) -> Result<(), HostError> {
+        match &self.faults {
+            Some(faults) => faults.respond(cookie, answer),
+            None => Err(HostError::NoGroup(cookie)),
+        }
+    }
+
+    fn remove_endpoint(&self, endpoint: EndpointId) {
+        self.state().remove_endpoint(self.faults.as_ref(), endpoint);
+    }
+}
+
+/// Takes back what was mapped of a mapping that failed. Nothing else is mapped in its range.
+fn roll_back(ioas: &context::Ioas, range: IovaRange) {
+    if let Err(error) = ioas.unmap(range) {
+        log::error!("a part of a failed mapping stays: {error}");
+    }
+}

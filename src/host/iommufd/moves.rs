@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Between attachments, and in and out of guest memory: what concerns several address spaces.
+
+use super::context::{Context, READ_WRITE, access_flags};
+use super::endpoint::{Endpoint, Place};
+use super::fault::FaultQueue;
+use super::kernel::CallError;
+use super::memory::{GuestMemory, Region};
+use super::space::AddressSpace;
+use super::{Domain, State};
+use crate::device::mapping::{IovaRange, Mapping};
+use crate::host::{Attachment, HostError, MemoryRegion, Requester};
+use crate::spec::{DomainId, EndpointId, Iova};
+
+/// Guest memory at identity, where a set of endpoints can reach it.
+pub(super) struct Bypass {
+    space: AddressSpace,
+    /// What these endpoints can address: a hole of theirs must not keep them out.
+    allowed: Vec<IovaRange>,
+}
+
+impl Bypass {
+    fn new(
+        context: &Context,
+        allowed: &[IovaRange],
+        memory: &GuestMemory,
+    ) -> Result<Self, CallError> {
+        let bypass = Self {
+            space: AddressSpace::new(context)?,
+            allowed: allowed.to_vec(),
+        };
+        for &region in memory.regions() {
+            bypass.add(memory, region)?;
+        }
+        Ok(bypass)
+    }
+
+    fn add(&self, memory: &GuestMemory, region: Region) -> Result<(), CallError> {
+        for range in &self.allowed {
+            if let Some((first, last)) = region.intersection(range.first.0, range.last.0) {
+                let ioas = self.space.ioas();
+                ioas.copy(first, memory.ioas(), first, last - first + 1, READ_WRITE)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    pub(super) fn domain(&self, id: DomainId) -> Result<&Domain, HostError> {
+        self.domains
+            .get(&id)
+            .ok_or_else(|| HostError::Internal(format!("domain {id} was never made")))
+    }
+
+    /// See [`crate::host::Host::attach`].
+    pub(super) fn attach(
+        &mut self,
+        context: &Context,
+        faults: Option<&FaultQueue>,
+        requester: Requester,
+        to: Attachment,
+    ) -> Result<(), HostError> {
+        let id = requester.endpoint;
+        let endpoint = self.endpoints.get(&id).ok_or(HostError::NoEndpoint(id))?;
+        let old = endpoint.place_of(requester);
+        if old.map_or(Attachment::Blocked, |place| place.to) == to {
+            return Ok(());
+        }
+        if let Some(old) = old
+            && stays_on_its_page_table(endpoint, faults, old.to, to)
+        {
+            // For the kernel nothing changes, so it answers nothing.
+            if let Some(faults) = faults {
+                faults.refuse(requester);
+            }
+            self.set_place(requester, Some(Place { to, ..old }));
+            return Ok(());
+        }
+        let new = self
+            .enter(context, faults, requester, old.is_some(), to)
+            .map_err(|error| error.of_attach(requester))?;
+        if let Some(old) = old {
+            self.leave(id, old);
+        }
+        self.set_place(requester, new);
+        // The kernel has answered what the old attachment had raised.
+        if let Some(faults) = faults {
+            faults.withdraw(requester);
+        }
+        Ok(())
+    }
+
+    /// Moves a requester in the kernel. `None`: a PASID that is blocked is attached to nothing.
+    fn enter(
+        &mut self,
+        context: &Context,
+        faults: Option<&FaultQueue>,
+        requester: Requester,
+        attached: bool,
+        to: Attachment,
+    ) -> Result<Option<Place>, CallError> {
+        let missing = CallError {
+            call: "attach",
+            errno: libc::ENOENT,
+        };
+        let endpoint = self.endpoints.get_mut(&requester.endpoint).ok_or(missing)?;
+        let needs = endpoint.needs(to, faults);
+        let device = &*endpoint.device;
+        let attach = |hwpt| match requester.pasid {
+            None => device.attach(hwpt),
+            Some(pasid) if attached => device.replace_pasid(pasid.0, hwpt),
+            Some(pasid) => device.attach_pasid(pasid.0, hwpt),
+        };
+        let hwpt = match (to, requester.pasid) {
+            (Attachment::Blocked, Some(pasid)) => {
+                device.detach_pasid(pasid.0)?;
+                return Ok(None);
+            }
+            (Attachment::Blocked, None) => endpoint.blocked.enter(context, needs, attach),
+            (Attachment::Domain { domain, .. }, _) => {
+                let domain = self.domains.get_mut(&domain).ok_or(missing)?;
+                domain.space.enter(context, needs, attach)
+            }
+            (Attachment::Bypass, _) => {
+                let found = position(&self.bypass, &endpoint.allowed);
+                let index = match found {
+                    Some(index) => index,
+                    None => {
+                        let new = Bypass::new(context, &endpoint.allowed, &self.memory)?;
+                        self.bypass.push(new);
+                        self.bypass.len() - 1
+                    }
+                };
+                self.bypass[index].space.enter(context, needs, attach)
+            }
+        }?;
+        Ok(Some(Place { to, hwpt }))
+    }
+
+    /// Counts a requester out of a page table that it is not attached to any more.
+    fn leave(&mut self, id: EndpointId, old: Place) {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else {
+            return;
+        };
+        match old.to {
+            Attachment::Blocked => endpoint.blocked.leave(old.hwpt),
+            Attachment::Domain { domain, .. } => {
+                if let Some(domain) = self.domains.get_mut(&domain) {
+                    domain.space.leave(old.hwpt);
+                }
+            }
+            Attachment::Bypass => {
+                if let Some(index) = position(&self.bypass, &endpoint.allowed) {
+                    self.bypass[index].space.leave(old.hwpt);
+                }
+            }
+        }
+    }
+
+    fn set_place(&mut self, requester: Requester, place: Option<Place>) {
+        let Some(endpoint) = self.endpoints.get_mut(&requester.endpoint) else {
+            return;
+        };
+        match (requester.pasid, place) {
+            (Some(pasid), Some(place)) => drop(endpoint.pasids.insert(pasid, place)),
+            (Some(pasid), None) => drop(endpoint.pasids.remove(&pasid)),
+            (None, Some(place)) => endpoint.place = place,
+            (None, None) => {}
+        }
+    }
+
+    /// See [`crate::host::Host::remove_endpoint`].
+    pub(super) fn remove_endpoint(&mut self, faults: Option<&FaultQueue>, id: EndpointId) {
+        let Some(endpoint) = self.endpoints.get_mut(&id) else {
+            return;
+        };
+        let pasids = std::mem::take(&mut endpoint.pasids);
+        for pasid in pasids.keys() {
+            if let Err(error) = endpoint.device.detach_pasid(pasid.0) {
+                log::error!("endpoint {id} PASID {pasid}: {error}");
+            }
+        }
+        if let Err(error) = endpoint.device.release() {
+            log::error!("endpoint {id}: {error}");
+        }
+        let place = endpoint.place;
+        for place in pasids.into_values().chain([place]) {
+            self.leave(id, place);
+        }
+        if let Some(endpoint) = self.endpoints.remove(&id)
+            && let Some(faults) = faults
+        {
+            faults.remove(endpoint.dev_id, id);
+        }
+    }
+
+    /// Places a region and maps it wherever a mapping or bypass leads to it.
+    pub(super) fn add_memory(&mut self, region: &MemoryRegion) -> Result<(), HostError> {
+        let region = self.memory.add(region)?;
+        let mut result = Ok(());
+        for bypass in &self.bypass {
+            let added = bypass.add(&self.memory, region);
+            result = result.and(added.map_err(|error| error.of_range(region.first, region.last)));
+        }
+        for domain in self.domains.values() {
+            let (memory, ioas) = (&self.memory, domain.space.ioas());
+            domain.for_parts_in(region, |mapping, iova, first| {
+                if let Some(access) = access_flags(mapping.flags) {
+                    let length = iova.last.0 - iova.first.0 + 1;
+                    let added = ioas.copy(iova.first.0, memory.ioas(), first, length, access);
+                    let added = added.map_err(|e| e.of_range(iova.first.0, iova.last.0));
+                    result = std::mem::replace(&mut result, Ok(())).and(added);
+                }
+            });
+        }
+        result
+    }
+
+    /// Takes a region out of every translation.
+    pub(super) fn remove_memory(&mut self, region: &MemoryRegion) -> Result<(), HostError> {
+        let Some(region) = self.memory.forget(region) else {
+            return Ok(());
+        };
+        let mut result = Ok(());
+        let mut and = |removed: Result<(), CallError>, range: IovaRange| {
+            let removed = removed.map_err(|error| error.of_range(range.first.0, range.last.0));
+            result = std::mem::replace(&mut result, Ok(())).and(removed);
+        };
+        for bypass in &self.bypass {
+            // Its pieces lie in the region, so the range cuts none.
+            and(bypass.space.ioas().unmap(region.range()), region.range());
+        }
+        for domain in self.domains.values() {
+            let ioas = domain.space.ioas();
+            // The kernel has an area for each region of a mapping, and this is one of them.
+            domain.for_parts_in(region, |_, iova, _| and(ioas.unmap(iova), iova));
+        }
+        result.and(self.memory.unmap(region))
+    }
+}
+
+impl Domain {
+    /// The parts of mappings that lead into a region: the mapping, the part's virtual addresses, and its first
+    /// guest-physical one.
+    fn for_parts_in(&self, region: Region, mut part: impl FnMut(&Mapping, IovaRange, u64)) {
+        let mappings = self
+            .mappings
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        for mapping in mappings.iter() {
+            let gpa = mapping.gpa.0;
+            let iova = mapping.range.first.0;
+            let last = gpa.saturating_add(mapping.range.last.0 - iova);
+            if let Some((first, last)) = region.intersection(gpa, last) {
+                let range = IovaRange {
+                    first: Iova(iova + (first - gpa)),
+                    last: Iova(iova + (last - gpa)),
+                };
+                part(&mapping, range, first);
+            }
+        }
+    }
+}
+
+impl Endpoint {
+    /// Where a requester of this endpoint is; `None` for a PASID that is attached to nothing.
+    fn place_of(&self, requester: Requester) -> Option<Place> {
+        match requester.pasid {
+            None => Some(self.place),
+            Some(pasid) => self.pasids.get(&pasid).copied(),
+        }
+    }
+}
+
+fn position(bypass: &[Bypass], allowed: &[IovaRange]) -> Option<usize> {
+    bypass.iter().position(|bypass| bypass.allowed == allowed)
+}
+
+/// Whether two attachments are to the same domain and differ only in what the device does with page requests.
+fn stays_on_its_page_table(
+    endpoint: &Endpoint,
+    faults: Option<&FaultQueue>,
+    old: Attachment,
+    new: Attachment,
+) -> bool {
+    match (old, new) {
+        (Attachment::Domain { domain: a, .. }, Attachment::Domain { domain: b, .. }) => {
+            a == b
+                && endpoint.needs(old, faults).fault_queue
+                    == endpoint.needs(new, faults).fault_queue
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Devices of VFIO, through their character device.
+//!
+//! A device that a virtual machine monitor drives is bound by it; we get a duplicate of its descriptor and of the
+//! iommufd, and need only the device's id there. A device that nobody else has we bind ourselves.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use vfio_bindings::bindings::vfio::{
+    VFIO_DEVICE_ATTACH_PASID, VFIO_DEVICE_DETACH_PASID, vfio_device_attach_iommufd_pt,
+    vfio_device_detach_iommufd_pt,
+};
+
+use super::attach::Attach;
+use super::context::Context;
+use super::kernel::{self, CallError};
+use super::startup::SetupError;
+
+/// A device of VFIO.
+pub(super) struct VfioDevice {
+    file: File,
+}
+
+impl VfioDevice {
+    /// Opens a device that nobody else uses and binds it. Returns it with its id.
+    pub fn open(context: &Context, path: &Path) -> Result<(Self, u32), SetupError> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(|error| {
+                let hint = open_hint(&error);
+                SetupError::Open(path.display().to_string(), error, hint)
+            })?;
+        let dev_id = kernel::vfio_bind(file.as_fd(), context.fd()).map_err(|error| {
+            let hint = match error.errno {
+                libc::EPERM => {
+                    "the machine has no interrupt remapping: boot with iommufd.allow_unsafe_interrupts=1 to accept that"
+                }
+                libc::EINVAL | libc::EBUSY => {
+                    "somebody else uses it: for a device of a virtual machine monitor pass vfio-fd= and its iommufd"
+                }
+                _ => "see the kernel's log",
+            };
+            SetupError::Bind(path.display().to_string(), error.to_string(), hint)
+        })?;
+        Ok((Self { file }, dev_id))
+    }
+
+    /// Takes a duplicate of a device that somebody else has bound to our context. Returns it with its id.
+    pub fn shared(
+        context: &Context,
+        fd: OwnedFd,
+        dev_id: Option<u32>,
+        taken: &dyn Fn(u32) -> bool,
+    ) -> Result<(Self, u32), SetupError> {
+        let device = Self { file: fd.into() };
+        let found = match dev_id {
+            Some(id) => Some(id),
+            None => device
+                .id_from_hot_reset()
+                .or_else(|| only_device(context, taken)),
+        };
+        let dev_id = found.ok_or(SetupError::NoDeviceId)?;
+        Ok((device, dev_id))
+    }
+
+    /// The kernel lists the devices that a reset of this one concerns, with their ids in our context.
+    fn id_from_hot_reset(&self) -> Option<u32> {
+        let own = pci_address(&self.file)?;
+        let listed = kernel::hot_reset_info(self.file.as_fd()).ok()?;
+        listed
+            .iter()
+            .find(|device| device.address == own)
+            .and_then(|device| u32::try_from(device.dev_id).ok())
+            .filter(|&id| id != 0)
+    }
+
+    fn attach_pt(&self, flags: u32, pasid: u32, pt_id: u32) -> Result<(), CallError> {
+        let mut command = vfio_device_attach_iommufd_pt {
+            argsz: argsz::<vfio_device_attach_iommufd_pt>(flags),
+            flags,
+            pt_id,
+            pasid,
+        };
+        kernel::call(self.file.as_fd(), &mut command)
+    }
+
+    fn detach_pt(&self, flags: u32, pasid: u32) -> Result<(), CallError> {
+        let mut command = vfio_device_detach_iommufd_pt {
+            argsz: argsz::<vfio_device_detach_iommufd_pt>(flags),
+            flags,
+            pasid,
+        };
+        kernel::call(self.file.as_fd(), &mut command)
+    }
+}
+
+/// Kernels before 6.15 know these structures without their last field, `pasid`.
+fn argsz<T>(flags: u32) -> u32 {
+    let whole = size_of::<T>();
+    (if flags == 0 {
+        whole - size_of::<u32>()
+    } else {
+        whole
+    }) as u32
+}
+
+impl Attach for VfioDevice {
+    fn attach(&self, hwpt: u32) -> Result<(), CallError> {
+        self.attach_pt(0, 0, hwpt)
+    }
+
+    fn attach_pasid(&self, pasid: u32, hwpt: u32) -> Result<(), CallError> {
+        self.attach_pt(VFIO_DEVICE_ATTACH_PASID, pasid, hwpt)
+    }
+
+    fn replace_pasid(&self, pasid: u32, hwpt: u32) -> Result<(), CallError> {
+        // The kernel replaces what is attached.
+        self.attach_pasid(pasid, hwpt)
+    }
+
+    fn detach_pasid(&self, pasid: u32) -> Result<(), CallError> {
+        self.detach_pt(VFIO_DEVICE_DETACH_PASID, pasid)
+    }
+
+    fn release(&self) -> Result<(), CallError> {
+        self.detach_pt(0, 0)
+    }
+}
+
+fn open_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            "bind the device to vfio-pci, with CONFIG_VFIO_DEVICE_CDEV in the kernel"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "give this user access to it, or pass an open descriptor with vfio-fd="
+        }
+        _ => "it may be in use",
+    }
+}
+
+/// Segment, bus, and device with function of an open VFIO device.
+fn pci_address(file: &File) -> Option<(u16, u8, u8)> {
+    let number = file.metadata().ok()?.rdev();
+    let link = format!(
+        "/sys/dev/char/{}:{}/device",
+        libc::major(number),
+        libc::minor(number)
+    );
+    let device = fs::read_link(link).ok()?;
+    parse_address(device.file_name()?.to_str()?)
+}
+
+/// `0000:00:05.0`
+fn parse_address(name: &str) -> Option<(u16, u8, u8)> {
+    let (segment, rest) = name.split_once(':')?;
+    let (bus, rest) = rest.split_once(':')?;
+    let (device, function) = rest.split_once('.')?;
+    let device = u8::from_str_radix(device, 16).ok().filter(|&d| d < 32)?;
+    let function = u8::from_str_radix(function, 16).ok().filter(|&f| f < 8)?;
+    Some((
+        u16::from_str_radix(segment, 16).ok()?,
+        u8::from_str_radix(bus, 16).ok()?,
+        device << 3 | function,
+    ))
+}
+
+/// Ids of a context are handed out from 1, lowest first: no machine has so many objects before its devices.
+const LAST_ID_LOOKED_AT: u32 = 4096;
+
+/// The id of the one device in the context that no endpoint has; `None` when there are none or several.
+fn only_device(context: &Context, taken: &dyn Fn(u32) -> bool) -> Option<u32> {
+    let mut free = (1..=LAST_ID_LOOKED_AT)
+        .filter(|&id| !taken(id) && kernel::hw_info(context.fd(), id).is_ok());
+    let first = free.next()?;
+    free.next().is_none().then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pci_addresses_of_sysfs_are_read() {
+        assert_eq!(parse_address("0000:00:05.0"), Some((0, 0, 0x28)));
+        assert_eq!(parse_address("10de:ff:1f.7"), Some((0x10de, 0xff, 0xff)));
+        for wrong in [
+            "",
+            "0000:00:05",
+            "0000:00:20.0",
+            "0000:00:05.8",
+            "x:00:05.0",
+        ] {
+            assert_eq!(parse_address(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn structures_without_pasid_are_those_of_older_kernels() {
+        assert_eq!(argsz::<vfio_device_attach_iommufd_pt>(0), 12);
+        assert_eq!(argsz::<vfio_device_detach_iommufd_pt>(0), 8);
+        assert_eq!(
+            argsz::<vfio_device_attach_iommufd_pt>(VFIO_DEVICE_ATTACH_PASID),
+            16
+        );
+    }
+}

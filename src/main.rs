@@ -1,4 +1,208 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The program: see `vhost-device-iommu --help`.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::error::Error;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use vhost_device_iommu::args::{Args, Command, EndpointSpec, ServeArgs};
+use vhost_device_iommu::control::{Context, Control, ctl};
+use vhost_device_iommu::device::Device;
+use vhost_device_iommu::host::any::AnyHost;
+use vhost_device_iommu::host::soft::SoftHost;
+use vhost_device_iommu::listen::SocketFile;
+use vhost_device_iommu::sys::{self, Signals, SocketKind};
+use vhost_device_iommu::viot;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Any failure: it is only printed.
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// `--print-capabilities`, as the conventions for back-end programs want it.
+const CAPABILITIES: &str = r#"{
+  "type": "iommu",
+  "features": [
+    "bypass-config",
+    "page-request",
+    "pasid",
+    "probe"
+  ]
+}
+"#;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let result = match &args.command {
+        Some(Command::Viot(args)) => viot::run(args).map_err(Failure::from),
+        Some(Command::Ctl(args)) => ctl::run(args).map_err(Failure::from),
+        None if args.serve.print_capabilities => print_capabilities().map_err(Failure::from),
+        None => {
+            if let Err(error) = args.serve.check() {
+                Args::command()
+                    .error(ErrorKind::ArgumentConflict, error)
+                    .exit();
+            }
+            serve(&args.serve)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vhost-device-iommu: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_capabilities() -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    output.write_all(CAPABILITIES.as_bytes())?;
+    output.flush()
+}
+
+/// Serves front-ends until a signal, or until the connection of `--fd` is closed.
+fn serve(args: &ServeArgs) -> Result<(), Failure> {
+    env_logger::Builder::new()
+        .filter_level(args.log_level)
+        .format_target(false)
+        .init();
+    // Inherited descriptors first: see `take_fd`.
+    let inherited = Inherited::take(args)?;
+    let stop = EventFd::new(0)?;
+    stop_on_signals(&stop)?;
+
+    let host = make_host(args, inherited.devices)?;
+    let ids: Vec<_> = args.endpoints.iter().map(|endpoint| endpoint.id).collect();
+    let device = Arc::new(Device::new(args.device_config(), host.host(), &ids)?);
+
+    let control_file = match &args.control {
+        Some(path) => Some(sys::for_owner_only(|| SocketFile::bind(path))?),
+        None => None,
+    };
+    let (source, _socket_file) = front_end(args, inherited.front_end)?;
+    let control = match &control_file {
+        Some(file) => Some(Control::start(
+            file.listener().try_clone()?,
+            Context {
+                device: Arc::clone(&device),
+                host: host.clone(),
+            },
+            &stop,
+        )?),
+        None => None,
+    };
+
+    let result = serve_front_end(&device, &host, source, args, &stop);
+    stop.write(1)?;
+    if let Some(control) = control {
+        control.join();
+    }
+    result
+}
+
+/// Where front-ends come from.
+enum Source {
+    Listen(UnixListener),
+    Connected(UnixStream),
+}
+
+/// What the process inherited for us.
+struct Inherited {
+    front_end: Option<OwnedFd>,
+    /// In the order of the endpoints.
+    devices: Vec<Option<OwnedFd>>,
+}
+
+impl Inherited {
+    fn take(args: &ServeArgs) -> Result<Self, Failure> {
+        let take = |option: &str, fd: Option<i32>| -> Result<Option<OwnedFd>, Failure> {
+            fd.map(|fd| {
+                sys::take_fd(fd).map_err(|error| {
+                    format!("{option} {fd}: no such inherited descriptor: {error}")
+                })
+            })
+            .transpose()
+            .map_err(Failure::from)
+        };
+        Ok(Self {
+            front_end: take("--fd", args.fd)?,
+            devices: args
+                .endpoints
+                .iter()
+                .map(|endpoint| take("vfio-fd", endpoint.fd()))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// SIGTERM and SIGINT make `stop` readable; a second one ends the process where it stands.
+fn stop_on_signals(stop: &EventFd) -> Result<(), Failure> {
+    // Before any other thread exists, so that none of them is interrupted.
+    let mut signals = Signals::block(&[libc::SIGTERM, libc::SIGINT])?;
+    let stop = stop.try_clone()?;
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            if signals.wait().and_then(|()| stop.write(1)).is_ok() && signals.wait().is_ok() {
+                std::process::exit(1);
+            }
+        })?;
+    Ok(())
+}
+
+fn make_host(args: &ServeArgs, devices: Vec<Option<OwnedFd>>) -> Result<AnyHost, Failure> {
+    if let Some(device) = args.endpoints.iter().find(|endpoint| !endpoint.is_soft()) {
+        return Err(format!(
+            "endpoint {} is a device: this version serves software endpoints only",
+            device.id
+        )
+        .into());
+    }
+    let host = AnyHost::Soft(Arc::new(SoftHost::new()?));
+    let add = |(endpoint, fd): (&EndpointSpec, _)| host.add_endpoint(endpoint, fd);
+    args.endpoints.iter().zip(devices).try_for_each(add)?;
+    Ok(host)
+}
+
+/// The socket for front-ends, and its file where we made one.
+fn front_end(
+    args: &ServeArgs,
+    inherited: Option<OwnedFd>,
+) -> Result<(Source, Option<SocketFile>), Failure> {
+    if let Some(path) = &args.socket_path {
+        let file = SocketFile::bind(path)?;
+        log::info!("listening on {}", path.display());
+        return Ok((Source::Listen(file.listener().try_clone()?), Some(file)));
+    }
+    let fd = inherited.ok_or("neither --socket-path nor --fd is given")?;
+    match sys::socket_kind(&fd) {
+        SocketKind::Listening => Ok((Source::Listen(fd.into()), None)),
+        SocketKind::Connected => Ok((Source::Connected(fd.into()), None)),
+        SocketKind::Other => Err("--fd is not a UNIX stream socket".into()),
+    }
+}
+
+fn serve_front_end(
+    _device: &Arc<Device>,
+    _host: &AnyHost,
+    source: Source,
+    _args: &ServeArgs,
+    stop: &EventFd,
+) -> Result<(), Failure> {
+    match source {
+        Source::Listen(_listener) => {
+            stop.read()?;
+        }
+        Source::Connected(mut stream) => {
+            io::copy(&mut stream, &mut io::sink())?;
+        }
+    }
+    Ok(())
+}

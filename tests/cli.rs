@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The program as users start it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_vhost-device-iommu"))
+}
+
+fn run(arguments: &[&str]) -> Output {
+    program()
+        .args(arguments)
+        .output()
+        .expect("the program starts")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A running process, killed if a test fails.
+struct Daemon {
+    child: Child,
+    log: BufReader<std::process::ChildStderr>,
+    directory: tempfile::TempDir,
+}
+
+impl Daemon {
+    /// Starts it with both sockets and waits until it listens.
+    fn start(more: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("directory");
+        Self::start_in(directory, more)
+    }
+
+    fn start_in(directory: tempfile::TempDir, more: &[&str]) -> Self {
+        let mut child = program()
+            .arg("--socket-path")
+            .arg(directory.path().join("vhost"))
+            .arg("--control")
+            .arg(directory.path().join("control"))
+            .args(["--endpoint", "00:05.0"])
+            .args(more)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start");
+        let mut log = BufReader::new(child.stderr.take().expect("stderr"));
+        let mut line = String::new();
+        while !line.contains("listening on") {
+            line.clear();
+            assert_ne!(log.read_line(&mut line).expect("log"), 0, "it ended");
+        }
+        Self {
+            child,
+            log,
+            directory,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn ctl(&self, words: &[&str]) -> Output {
+        program()
+            .arg("ctl")
+            .arg(self.path("control"))
+            .args(words)
+            .output()
+            .expect("ctl")
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("kill").args([signal, &pid]).status();
+        assert!(status.expect("kill").success());
+    }
+
+    /// Waits for its end; exit code and the rest of its log.
+    fn wait(&mut self) -> (Option<i32>, String) {
+        let mut log = String::new();
+        self.log.read_to_string(&mut log).expect("log");
+        (self.child.wait().expect("wait").code(), log)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Only if it still runs.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["viot", "--help"],
+        &["ctl", "--help"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(!output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_command_line_that_cannot_be_understood_ends_with_2() {
+    for (arguments, told) in [
+        (&[][..], "--socket-path"),
+        (&["--nonsense"], "--nonsense"),
+        (&["--fd", "3", "--endpoint", "x"], "expected a number"),
+        (
+            &["--fd", "3", "--endpoint", "1", "--endpoint", "1"],
+            "given twice",
+        ),
+        (
+            &["--fd", "3", "--endpoint", "1", "--endpoint", "2,vfio=/a"],
+            "one process serves one kind",
+        ),
+        (
+            &["--fd", "3", "--endpoint", "1,soft=/a"],
+            "not available yet",
+        ),
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(stderr(&output).contains(told), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn what_fails_at_the_start_ends_with_1_and_one_line() {
+    let directory = tempfile::tempdir().expect("directory");
+    let file = directory.path().join("file");
+    fs::write(&file, "data").expect("write");
+    let file = file.to_str().expect("path");
+    for (arguments, told) in [
+        (
+            &["--socket-path", "/nonexistent/s", "--endpoint", "1"][..],
+            "/nonexistent/s",
+        ),
+        (&["--socket-path", file, "--endpoint", "1"], "not a socket"),
+        (&["--fd", "99", "--endpoint", "1"], "--fd 99"),
+        (&["--fd", "0", "--endpoint", "1"], "--fd 0"),
+        (
+            &["ctl", "/nonexistent/control", "status"],
+            "/nonexistent/control",
+        ),
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let text = stderr(&output);
+        assert!(text.contains(told), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+}
+
+#[test]
+fn capabilities_are_json_and_other_options_do_not_matter() {
+    for arguments in [
+        &["--print-capabilities"][..],
+        &["--print-capabilities", "--fd", "3", "--endpoint", "1"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(0));
+        let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(value["type"], "iommu");
+        assert!(
+            value["features"]
+                .as_array()
+                .is_some_and(|features| features.contains(&json!("page-request")))
+        );
+    }
+}
+
+#[test]
+fn the_descriptor_for_front_ends_to_find_is_valid() {
+    let text = fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("share/50-vhost-device-iommu.json"),
+    )
+    .expect("the file");
+    let value: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(value["type"], "iommu");
+    assert!(value["binary"].is_string());
+}
+
+#[test]
+fn sigterm_and_sigint_end_it_cleanly() {
+    for signal in ["-TERM", "-INT"] {
+        let mut daemon = Daemon::start(&[]);
+        daemon.signal(signal);
+        let (code, log) = daemon.wait();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(!daemon.path("vhost").exists());
+        assert!(!daemon.path("control").exists());
+    }
+}
+
+#[test]
+fn a_second_instance_is_refused_and_the_first_goes_on() {
+    let daemon = Daemon::start(&[]);
+    for taken in ["vhost", "control"] {
+        let path = daemon.path(taken);
+        let other = daemon.path("other");
+        let (socket, control) = match taken {
+            "vhost" => (&path, &other),
+            _ => (&other, &path),
+        };
+        let output = program()
+            .arg("--socket-path")
+            .arg(socket)
+            .arg("--control")
+            .arg(control)
+            .args(["--endpoint", "1"])
+            .output()
+            .expect("start");
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("another process listens there"));
+        assert!(!other.exists(), "it leaves nothing behind");
+    }
+    assert!(daemon.ctl(&["status"]).status.success());
+}
+
+#[test]
+fn stale_sockets_are_replaced() {
+    let directory = tempfile::tempdir().expect("directory");
+    for name in ["vhost", "control"] {
+        drop(UnixListener::bind(directory.path().join(name)).expect("bind"));
+    }
+    let daemon = Daemon::start_in(directory, &[]);
+    assert!(daemon.ctl(&["status"]).status.success());
+}
+
+#[test]
+fn the_control_socket_is_for_its_owner() {
+    let daemon = Daemon::start(&[]);
+    let metadata = fs::metadata(daemon.path("control")).expect("metadata");
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn ctl_prints_the_answer_or_the_error() {
+    let daemon = Daemon::start(&[]);
+    let output = daemon.ctl(&["status"]);
+    assert!(output.status.success());
+    let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(status["endpoints"][0]["id"], 40);
+    let output = daemon.ctl(&["counters", "format=prometheus"]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(text.starts_with("# HELP vhost_device_iommu_requests_total "));
+    let raw = daemon.ctl(&[r#"{"execute":"mappings","arguments":{"domain":1}}"#]);
+    assert_eq!(raw.status.code(), Some(1));
+    assert!(stderr(&raw).starts_with("vhost-device-iommu: InvalidArgument: "));
+    let output = daemon.ctl(&["endpoint-add", "endpoint=00:06.0"]);
+    assert!(output.status.success());
+    let output = daemon.ctl(&["dma-read", "endpoint=00:06.0", "iova=0", "length=1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("TranslationFault"));
+}
+
+/// Starts the program with `fd` as descriptor 3 and `--fd 3`.
+fn with_fd(fd: impl Into<OwnedFd>) -> Child {
+    let fd = fd.into();
+    let binary = env!("CARGO_BIN_EXE_vhost-device-iommu");
+    // The shell gives its child the number: what std opens is not inherited.
+    let child = Command::new("sh")
+        .arg("-c")
+        .arg(format!("exec {binary} --fd 3 --endpoint 1 3<&0 </dev/null"))
+        .stdin(Stdio::from(fd))
+        .stderr(Stdio::piped())
+        .spawn();
+    child.expect("start")
+}
+
+#[test]
+fn a_connected_socket_ends_the_program_with_it() {
+    let (ours, theirs) = UnixStream::pair().expect("pair");
+    let mut child = with_fd(theirs);
+    drop(ours);
+    assert_eq!(child.wait().expect("wait").code(), Some(0));
+}
+
+#[test]
+fn a_descriptor_that_is_no_socket_is_refused() {
+    let null = fs::File::open("/dev/null").expect("open");
+    assert!(null.as_raw_fd() > 2);
+    let output = with_fd(null).wait_with_output().expect("wait");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("not a UNIX stream socket"));
+}
+
+#[test]
+fn viot_writes_the_table() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("viot.bin");
+    let output = program()
+        .args(["viot", "--iommu", "00:04.0", "--endpoint", "00:05.0"])
+        .args(["--endpoint", "00:05.1", "-o"])
+        .arg(&path)
+        .output()
+        .expect("viot");
+    assert!(output.status.success());
+    let file = fs::read(&path).expect("file");
+    assert_eq!(file.len(), 12 + 16 + 24);
+    let to_stdout = run(&[
+        "viot",
+        "--iommu",
+        "00:04.0",
+        "--endpoint",
+        "00:05.0",
+        "--endpoint",
+        "00:05.1",
+    ]);
+    assert_eq!(to_stdout.stdout, file);
+    let itself = run(&["viot", "--iommu", "00:04.0", "--endpoint", "00:04.0"]);
+    assert_eq!(itself.status.code(), Some(1));
+    assert!(stderr(&itself).contains("the IOMMU itself"));
+}
+
+#[test]
+fn it_is_small_while_it_waits() {
+    let daemon = Daemon::start(&[]);
+    assert!(daemon.ctl(&["status"]).status.success());
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).expect("proc");
+    let resident: u64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|number| number.parse().ok())
+        .expect("VmRSS");
+    assert!(resident <= 8 << 10, "{resident} KiB");
+}

@@ -6,16 +6,18 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use vhost_device_iommu::args::{Args, Command, EndpointSpec, ServeArgs};
+use vhost_device_iommu::args::{Args, Command, ServeArgs};
 use vhost_device_iommu::control::{Context, Control, ctl};
 use vhost_device_iommu::device::Device;
 use vhost_device_iommu::host::any::AnyHost;
+use vhost_device_iommu::host::iommufd::{self, IommufdHost};
 use vhost_device_iommu::host::soft::SoftHost;
 use vhost_device_iommu::listen::SocketFile;
 use vhost_device_iommu::sys::{self, Signals, SocketKind};
@@ -24,6 +26,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Any failure: it is only printed.
 type Failure = Box<dyn Error + Send + Sync>;
+
+/// `--iommufd` unless given.
+const DEFAULT_IOMMUFD: &str = "/dev/iommu";
 
 /// `--print-capabilities`, as the conventions for back-end programs want it.
 const CAPABILITIES: &str = r#"{
@@ -74,11 +79,12 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
         .format_target(false)
         .init();
     // Inherited descriptors first: see `take_fd`.
-    let inherited = Inherited::take(args)?;
+    let mut inherited = Inherited::take(args)?;
+    let front_end_fd = inherited.front_end.take();
     let stop = EventFd::new(0)?;
     stop_on_signals(&stop)?;
 
-    let host = make_host(args, inherited.devices)?;
+    let host = make_host(args, inherited)?;
     let ids: Vec<_> = args.endpoints.iter().map(|endpoint| endpoint.id).collect();
     let device = Arc::new(Device::new(args.device_config(), host.host(), &ids)?);
 
@@ -86,7 +92,7 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
         Some(path) => Some(sys::for_owner_only(|| SocketFile::bind(path))?),
         None => None,
     };
-    let (source, _socket_file) = front_end(args, inherited.front_end)?;
+    let (source, _socket_file) = front_end(args, front_end_fd)?;
     let control = match &control_file {
         Some(file) => Some(Control::start(
             file.listener().try_clone()?,
@@ -116,6 +122,7 @@ enum Source {
 /// What the process inherited for us.
 struct Inherited {
     front_end: Option<OwnedFd>,
+    iommufd: Option<OwnedFd>,
     /// In the order of the endpoints.
     devices: Vec<Option<OwnedFd>>,
 }
@@ -133,6 +140,7 @@ impl Inherited {
         };
         Ok(Self {
             front_end: take("--fd", args.fd)?,
+            iommufd: take("--iommufd-fd", args.iommufd_fd)?,
             devices: args
                 .endpoints
                 .iter()
@@ -157,17 +165,23 @@ fn stop_on_signals(stop: &EventFd) -> Result<(), Failure> {
     Ok(())
 }
 
-fn make_host(args: &ServeArgs, devices: Vec<Option<OwnedFd>>) -> Result<AnyHost, Failure> {
-    if let Some(device) = args.endpoints.iter().find(|endpoint| !endpoint.is_soft()) {
-        return Err(format!(
-            "endpoint {} is a device: this version serves software endpoints only",
-            device.id
-        )
-        .into());
+fn make_host(args: &ServeArgs, inherited: Inherited) -> Result<AnyHost, Failure> {
+    let devices = args.endpoints.iter().any(|endpoint| !endpoint.is_soft());
+    let host = if devices {
+        let iommufd = match inherited.iommufd {
+            Some(fd) => fd,
+            None => {
+                let path = args.iommufd.as_deref();
+                iommufd::open_iommufd(path.unwrap_or(Path::new(DEFAULT_IOMMUFD)))?
+            }
+        };
+        AnyHost::Iommufd(Arc::new(IommufdHost::new(iommufd)?))
+    } else {
+        AnyHost::Soft(Arc::new(SoftHost::new()?))
+    };
+    for (endpoint, fd) in args.endpoints.iter().zip(inherited.devices) {
+        host.add_endpoint(endpoint, fd)?;
     }
-    let host = AnyHost::Soft(Arc::new(SoftHost::new()?));
-    let add = |(endpoint, fd): (&EndpointSpec, _)| host.add_endpoint(endpoint, fd);
-    args.endpoints.iter().zip(devices).try_for_each(add)?;
     Ok(host)
 }
 

@@ -153,6 +153,28 @@ fn what_fails_at_the_start_ends_with_1_and_one_line() {
         (&["--fd", "99", "--endpoint", "1"], "--fd 99"),
         (&["--fd", "0", "--endpoint", "1"], "--fd 0"),
         (
+            &[
+                "--fd",
+                "3",
+                "--endpoint",
+                "1,vfio=/v",
+                "--iommufd",
+                "/nonexistent/iommu",
+            ],
+            "--fd 3",
+        ),
+        (
+            &[
+                "--socket-path",
+                "/nonexistent/s",
+                "--endpoint",
+                "1,vfio=/v",
+                "--iommufd",
+                "/nonexistent/iommu",
+            ],
+            "/nonexistent/iommu",
+        ),
+        (
             &["ctl", "/nonexistent/control", "status"],
             "/nonexistent/control",
         ),

@@ -13,7 +13,8 @@ use serde_json::{Map, Value, json};
 
 use crate::control::command::{Command, CommandError, EndpointAdd, ErrorClass, to_hex};
 use crate::device::{Device, SetupError};
-use crate::host::any::AnyHost;
+use crate::host::any::{AddEndpointError, AnyHost};
+use crate::host::iommufd;
 use crate::host::soft::{AccessError, SoftHost, Transfer};
 use crate::host::{HostError, PageRequest, Requester};
 use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode};
@@ -114,7 +115,7 @@ impl Context {
         }
         self.host
             .add_endpoint(&spec, file.map(OwnedFd::from))
-            .map_err(|error| host_error(&error))?;
+            .map_err(|error| add_error(&error))?;
         self.device.add_endpoint(spec.id).map_err(|error| {
             self.host.host().remove_endpoint(spec.id);
             setup_error(&error)
@@ -186,6 +187,25 @@ fn host_error(error: &HostError) -> CommandError {
         HostError::NoGroup(_) | HostError::NoMemory(_) | HostError::Internal(_) => {
             ErrorClass::Internal
         }
+    };
+    CommandError::new(class, error)
+}
+
+fn add_error(error: &AddEndpointError) -> CommandError {
+    use iommufd::SetupError as E;
+    let class = match error {
+        AddEndpointError::Soft(error) => return host_error(error),
+        AddEndpointError::NotSoft(_) | AddEndpointError::NotDevice(_) => ErrorClass::Unsupported,
+        AddEndpointError::NoDescriptor(_) => ErrorClass::InvalidArgument,
+        AddEndpointError::Iommufd(error) => match error {
+            E::Open(..)
+            | E::NoDeviceId
+            | E::MockWithoutDeviceId
+            | E::Exists(_)
+            | E::DeviceInUse(..) => ErrorClass::InvalidArgument,
+            E::Incompatible(..) => ErrorClass::Unsupported,
+            E::NotIommufd(_) | E::Bind(..) | E::Attach(..) => ErrorClass::Internal,
+        },
     };
     CommandError::new(class, error)
 }

@@ -4,15 +4,39 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::args::{Backing, EndpointSpec};
+use crate::args::{Backing, EndpointSpec, VfioDevice};
+use crate::host::iommufd::{EndpointSource, IommufdHost, SetupError};
 use crate::host::soft::{self, SoftHost};
 use crate::host::{Host, HostError};
+use crate::spec::EndpointId;
 
 /// The host of this process. One process has endpoints of one kind.
 #[derive(Clone)]
 pub enum AnyHost {
     /// Software endpoints.
     Soft(Arc<SoftHost>),
+    /// Devices.
+    Iommufd(Arc<IommufdHost>),
+}
+
+/// Why an endpoint cannot be added.
+#[derive(Debug, thiserror::Error)]
+pub enum AddEndpointError {
+    /// A device, and the host has none.
+    #[error("endpoint {0} is a device, and this process serves software endpoints")]
+    NotSoft(EndpointId),
+    /// No device, and the host has nothing else.
+    #[error("endpoint {0} names no device, and this process serves devices: pass vfio or vfio-fd")]
+    NotDevice(EndpointId),
+    /// The descriptor of its device is missing.
+    #[error("the descriptor of endpoint {0} is missing")]
+    NoDescriptor(EndpointId),
+    /// The software host refused.
+    #[error(transparent)]
+    Soft(#[from] HostError),
+    /// The iommufd host refused.
+    #[error(transparent)]
+    Iommufd(#[from] SetupError),
 }
 
 impl AnyHost {
@@ -20,6 +44,7 @@ impl AnyHost {
     pub fn host(&self) -> Arc<dyn Host> {
         match self {
             Self::Soft(host) => Arc::clone(host) as Arc<dyn Host>,
+            Self::Iommufd(host) => Arc::clone(host) as Arc<dyn Host>,
         }
     }
 
@@ -27,6 +52,7 @@ impl AnyHost {
     pub fn soft(&self) -> Option<&Arc<SoftHost>> {
         match self {
             Self::Soft(host) => Some(host),
+            Self::Iommufd(_) => None,
         }
     }
 
@@ -34,16 +60,41 @@ impl AnyHost {
     pub fn add_endpoint(
         &self,
         endpoint: &EndpointSpec,
-        _fd: Option<OwnedFd>,
-    ) -> Result<(), HostError> {
-        match (self, &endpoint.backing) {
-            (Self::Soft(host), Backing::Soft) => {
-                host.add_endpoint(endpoint.id, soft::default_properties())
+        fd: Option<OwnedFd>,
+    ) -> Result<(), AddEndpointError> {
+        let id = endpoint.id;
+        match self {
+            Self::Soft(host) if endpoint.is_soft() => {
+                Ok(host.add_endpoint(id, soft::default_properties())?)
             }
-            (Self::Soft(_), _) => Err(HostError::Unsupported(format!(
-                "endpoint {} is a device, and this process serves software endpoints",
-                endpoint.id
-            ))),
+            Self::Soft(_) => Err(AddEndpointError::NotSoft(id)),
+            Self::Iommufd(host) => {
+                let (source, dev_id) = source(endpoint, fd)?;
+                Ok(host.add_endpoint(id, source, dev_id)?)
+            }
+        }
+    }
+}
+
+fn source(
+    endpoint: &EndpointSpec,
+    fd: Option<OwnedFd>,
+) -> Result<(EndpointSource, Option<u32>), AddEndpointError> {
+    match &endpoint.backing {
+        Backing::Soft => Err(AddEndpointError::NotDevice(endpoint.id)),
+        Backing::Vfio { device, dev_id } => {
+            let source = match device {
+                VfioDevice::Path(path) => EndpointSource::VfioPath(path.clone()),
+                VfioDevice::Fd(_) => {
+                    EndpointSource::VfioFd(fd.ok_or(AddEndpointError::NoDescriptor(endpoint.id))?)
+                }
+            };
+            Ok((source, *dev_id))
+        }
+        #[cfg(feature = "iommufd-test")]
+        Backing::Mock { stdev_id, dev_id } => {
+            let stdev_id = *stdev_id;
+            Ok((EndpointSource::Mock { stdev_id }, *dev_id))
         }
     }
 }

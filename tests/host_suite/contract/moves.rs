@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Endpoints, and their moves between domains, bypass and blocked.
+
+use super::*;
+use crate::kernel::{APERTURE_FIRST, APERTURE_LAST};
+use vhost_device_iommu::spec::{ResvMemSubtype, Status};
+
+const IOVA: u64 = 0x4000_0000;
+
+#[test]
+fn an_endpoint_says_what_it_can_do() {
+    let bench = Bench::new();
+    bench.endpoint(1);
+    assert!(bench.host.endpoint(EndpointId(2)).is_none());
+    let properties = bench.host.endpoint(EndpointId(1)).unwrap();
+    assert!(properties.page_requests);
+    assert_eq!(properties.pasid_width, 20);
+    assert_eq!(properties.reserved, []);
+    let limits = bench.host.limits();
+    assert_eq!(limits.page_size_mask, !0xfff);
+    let aperture = IovaRange::new(APERTURE_FIRST, APERTURE_LAST).unwrap();
+    assert_eq!(limits.input_range, aperture);
+}
+
+#[test]
+fn holes_in_what_an_endpoint_can_address_are_reserved_regions() {
+    let bench = Bench::new();
+    let (_, blocked) = bench.new_ioas(|| bench.endpoint(1));
+    bench.kernel.reserve(blocked, 0x800_0000, MIB);
+    let properties = bench.host.endpoint(EndpointId(1)).unwrap();
+    let [region] = properties.reserved[..] else {
+        panic!("{:?}", properties.reserved);
+    };
+    assert_eq!(region.range, range(0x800_0000, MIB));
+    assert_eq!(region.subtype, ResvMemSubtype::Reserved);
+}
+
+#[test]
+fn bypass_leaves_holes_out_and_maps_the_rest() {
+    let bench = Bench::with_memory();
+    let (holed, blocked) = bench.new_ioas(|| bench.endpoint(1));
+    bench.kernel.reserve(blocked, 20 * MIB, MIB);
+    bench.host.endpoint(EndpointId(1)).unwrap();
+    let whole = bench.endpoint(2);
+    for endpoint in [1, 2] {
+        bench.attach(endpoint, Attachment::Bypass).unwrap();
+    }
+    assert!(bench.reaches(holed, 16 * MIB, 4 * MIB, 0));
+    assert!(bench.reaches_none(holed, 20 * MIB, MIB, 4 * MIB));
+    assert!(bench.reaches(holed, 21 * MIB, 11 * MIB, 5 * MIB));
+    assert!(bench.reaches(whole, 16 * MIB, 16 * MIB, 0));
+}
+
+#[test]
+fn endpoints_in_bypass_share_one_page_table() {
+    let bench = Bench::with_memory();
+    let (first, second) = (bench.endpoint(1), bench.endpoint(2));
+    bench.attach(1, Attachment::Bypass).unwrap();
+    bench.attach(2, Attachment::Bypass).unwrap();
+    assert_eq!(
+        bench.kernel.page_table(first),
+        bench.kernel.page_table(second)
+    );
+    assert!(bench.reaches(second, 16 * MIB, 16 * MIB, 0));
+}
+
+#[test]
+fn an_endpoint_that_moves_leaves_everything_behind() {
+    let bench = Bench::with_memory();
+    let device = bench.endpoint(1);
+    let (first, second) = (bench.domain(1), bench.domain(2));
+    bench.attach(1, unwanted(&first)).unwrap();
+    bench.map(&first, IOVA, MIB, 16 * MIB).unwrap();
+    // Mapping needs no endpoint in the domain.
+    bench.map(&second, IOVA, MIB, 24 * MIB).unwrap();
+    assert!(bench.reaches(device, IOVA, MIB, 0));
+    bench.attach(1, unwanted(&second)).unwrap();
+    assert!(bench.reaches_none(device, IOVA, MIB, 0));
+    assert!(bench.reaches(device, IOVA, MIB, 8 * MIB));
+    bench.attach(1, Attachment::Blocked).unwrap();
+    assert!(bench.reaches_none(device, IOVA, MIB, 8 * MIB));
+    bench.attach(1, Attachment::Bypass).unwrap();
+    assert!(bench.reaches(device, 16 * MIB, 16 * MIB, 0));
+    bench.attach(1, unwanted(&first)).unwrap();
+    assert!(bench.reaches_none(device, 16 * MIB, MIB, 0));
+    assert!(bench.reaches(device, IOVA, MIB, 0));
+}
+
+#[test]
+fn two_endpoints_of_a_domain_have_one_page_table_and_see_the_same() {
+    let bench = Bench::with_memory();
+    let (first, second) = (bench.endpoint(1), bench.endpoint(2));
+    let domain = bench.domain(1);
+    bench.attach(1, unwanted(&domain)).unwrap();
+    bench.map(&domain, IOVA, MIB, 16 * MIB).unwrap();
+    bench.attach(2, unwanted(&domain)).unwrap();
+    assert_eq!(
+        bench.kernel.page_table(first),
+        bench.kernel.page_table(second)
+    );
+    bench.map(&domain, IOVA + MIB, MIB, 20 * MIB).unwrap();
+    for device in [first, second] {
+        assert!(bench.reaches(device, IOVA, MIB, 0));
+        assert!(bench.reaches(device, IOVA + MIB, MIB, 4 * MIB));
+    }
+    bench.attach(1, Attachment::Blocked).unwrap();
+    assert!(bench.reaches_none(first, IOVA, MIB, 0));
+    assert!(bench.reaches(second, IOVA, MIB, 0));
+}
+
+#[test]
+fn a_domain_made_again_under_its_number_is_empty__D39() {
+    let bench = Bench::with_memory();
+    let device = bench.endpoint(1);
+    let domain = bench.domain(1);
+    bench.attach(1, unwanted(&domain)).unwrap();
+    bench.map(&domain, IOVA, MIB, 16 * MIB).unwrap();
+    bench.attach(1, Attachment::Blocked).unwrap();
+    bench.host.destroy_domain(domain.id);
+    let again = bench.domain(1);
+    bench.attach(1, unwanted(&again)).unwrap();
+    assert!(bench.reaches_none(device, IOVA, MIB, 0));
+    bench.map(&again, IOVA, MIB, 20 * MIB).unwrap();
+    assert!(bench.reaches(device, IOVA, MIB, 4 * MIB));
+}
+
+#[test]
+fn an_attachment_that_fails_leaves_the_old_one_in_force() {
+    let bench = Bench::with_memory();
+    let device = bench.endpoint(1);
+    let (first, second) = (bench.domain(1), bench.domain(2));
+    bench.attach(1, unwanted(&first)).unwrap();
+    bench.map(&first, IOVA, MIB, 16 * MIB).unwrap();
+    // Below the aperture, which an address space without endpoints does not know of.
+    bench.map(&second, MIB, MIB, 16 * MIB).unwrap();
+    let error = bench.attach(1, unwanted(&second)).unwrap_err();
+    assert_eq!(error.status(), Status::Unsupp, "{error}");
+    assert!(bench.reaches(device, IOVA, MIB, 0));
+    assert!(bench.attach(9, unwanted(&first)).is_err());
+}
+
+#[test]
+fn a_pasid_has_an_address_space_of_its_own() {
+    let bench = Bench::with_memory();
+    let device = bench.endpoint(1);
+    let (plain_domain, pasid_domain) = (bench.domain(1), bench.domain(2));
+    bench.attach(1, unwanted(&plain_domain)).unwrap();
+    let pasid = with_pasid(1, 5);
+    bench.host.attach(pasid, unwanted(&pasid_domain)).unwrap();
+    bench.map(&plain_domain, IOVA, MIB, 16 * MIB).unwrap();
+    bench.map(&pasid_domain, IOVA, MIB, 20 * MIB).unwrap();
+    let table = bench.kernel.page_table_of(device, 5).unwrap();
+    assert!(bench.kernel.maps(table, IOVA, MIB, bench.ram.at(4 * MIB)));
+    assert!(bench.reaches(device, IOVA, MIB, 0));
+    // Each moves without the other.
+    bench.attach(1, Attachment::Blocked).unwrap();
+    assert_eq!(bench.kernel.page_table_of(device, 5), Some(table));
+    bench.host.attach(pasid, unwanted(&plain_domain)).unwrap();
+    let table = bench.kernel.page_table_of(device, 5).unwrap();
+    assert!(bench.kernel.maps(table, IOVA, MIB, bench.ram.at(0)));
+    bench.host.attach(pasid, Attachment::Blocked).unwrap();
+    assert_eq!(bench.kernel.page_table_of(device, 5), None);
+    bench.host.attach(pasid, Attachment::Blocked).unwrap();
+}
+
+#[test]
+fn an_endpoint_that_is_removed_can_be_added_again() {
+    let bench = Bench::with_memory();
+    bench.endpoint(1);
+    let domain = bench.domain(1);
+    bench.attach(1, reported(&domain)).unwrap();
+    bench
+        .host
+        .attach(with_pasid(1, 7), reported(&domain))
+        .unwrap();
+    bench.host.remove_endpoint(EndpointId(1));
+    bench.host.remove_endpoint(EndpointId(1));
+    assert!(bench.host.endpoint(EndpointId(1)).is_none());
+    let device = bench.endpoint(1);
+    bench.attach(1, reported(&domain)).unwrap();
+    bench.map(&domain, IOVA, MIB, 16 * MIB).unwrap();
+    assert!(bench.reaches(device, IOVA, MIB, 0));
+}
+
+#[test]
+fn the_same_device_is_not_two_endpoints() {
+    let bench = Bench::new();
+    let device = bench.endpoint(1);
+    let source = || EndpointSource::Mock {
+        stdev_id: device.stdev,
+    };
+    let twice = bench
+        .host
+        .add_endpoint(EndpointId(2), source(), Some(device.dev));
+    assert!(twice.is_err());
+    assert!(
+        bench
+            .host
+            .add_endpoint(EndpointId(1), source(), Some(99))
+            .is_err()
+    );
+    assert!(
+        bench
+            .host
+            .add_endpoint(EndpointId(3), source(), None)
+            .is_err()
+    );
+}
+
+#[test]
+fn a_host_that_goes_leaves_nothing_in_a_shared_context() {
+    let Bench { host, ram, kernel } = Bench::with_memory();
+    let bench = Bench { host, ram, kernel };
+    for id in 1..4 {
+        bench.endpoint(id);
+    }
+    let domain = bench.domain(1);
+    bench.attach(1, reported(&domain)).unwrap();
+    bench.attach(2, Attachment::Bypass).unwrap();
+    bench
+        .host
+        .attach(with_pasid(3, 3), unwanted(&domain))
+        .unwrap();
+    bench.map(&domain, IOVA, MIB, 16 * MIB).unwrap();
+    let Bench { host, kernel, .. } = bench;
+    drop(host);
+    assert!(kernel.is_clean());
+}

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The lab: QEMU, kernels and guests for the tests, the demo and the benchmarks.
+
+| module | what |
+|---|---|
+| `cache` | where fetched and built things live, one entry per content, one builder at a time |
+| `debian` | packages of a newer Debian, unpacked into the cache: nothing is installed on the machine |
+| `qemu` | a QEMU with the generic vhost-user device |
+| `kernel` | the lab kernel, built from source, and Debian's packaged kernel |
+| `boot` | the machine's own files as a guest of the lab kernel, to run one program |
+| `initramfs` | small guests: an init and modules |
+| `tally`, `suites` | the test suites and their counts |
+"""

@@ -32,6 +32,7 @@ pub mod control;
 pub mod device;
 pub mod host;
 pub mod listen;
+pub mod seccomp;
 pub mod spec;
 pub mod sys;
 pub mod viot;

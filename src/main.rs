@@ -13,13 +13,14 @@ use std::thread;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use vhost_device_iommu::args::{Args, Command, ServeArgs};
+use vhost_device_iommu::args::{Args, Command, Seccomp, ServeArgs};
 use vhost_device_iommu::control::{Context, Control, ctl};
 use vhost_device_iommu::device::Device;
 use vhost_device_iommu::host::any::AnyHost;
 use vhost_device_iommu::host::iommufd::{self, IommufdHost};
 use vhost_device_iommu::host::soft::SoftHost;
 use vhost_device_iommu::listen::SocketFile;
+use vhost_device_iommu::seccomp;
 use vhost_device_iommu::sys::{self, Signals, SocketKind};
 use vhost_device_iommu::viot;
 use vmm_sys_util::eventfd::EventFd;
@@ -105,6 +106,7 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
         None => None,
     };
 
+    confine(args.seccomp)?;
     let result = serve_front_end(&device, &host, source, args, &stop);
     stop.write(1)?;
     if let Some(control) = control {
@@ -183,6 +185,17 @@ fn make_host(args: &ServeArgs, inherited: Inherited) -> Result<AnyHost, Failure>
         host.add_endpoint(endpoint, fd)?;
     }
     Ok(host)
+}
+
+/// Gives up the system calls that are not needed from here on.
+fn confine(asked: Option<Seccomp>) -> Result<(), Failure> {
+    match (seccomp::install(asked.unwrap_or(Seccomp::Kill)), asked) {
+        (Err(error), None) => {
+            log::warn!("running without a system call filter: {error}");
+            Ok(())
+        }
+        (result, _) => Ok(result?),
+    }
 }
 
 /// The socket for front-ends, and its file where we made one.

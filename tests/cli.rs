@@ -291,6 +291,35 @@ fn ctl_prints_the_answer_or_the_error() {
     assert!(stderr(&output).contains("TranslationFault"));
 }
 
+#[test]
+fn the_filter_is_for_every_thread_unless_told_otherwise() {
+    for (options, mode) in [
+        (&[][..], "2"),
+        (&["--seccomp", "kill"], "2"),
+        (&["--seccomp", "log"], "2"),
+        (&["--seccomp", "none"], "0"),
+    ] {
+        let daemon = Daemon::start(options);
+        // It is installed after "listening": an answer says that it is past that, or soon.
+        let tasks = format!("/proc/{}/task", daemon.child.id());
+        let modes = || -> Vec<String> {
+            let tasks = fs::read_dir(&tasks).expect("tasks");
+            tasks
+                .filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok())
+                .filter_map(|status| {
+                    let line = status.lines().find(|line| line.starts_with("Seccomp:"))?;
+                    Some(line.split_whitespace().nth(1)?.to_owned())
+                })
+                .collect()
+        };
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while modes().iter().any(|found| found != mode) {
+            assert!(std::time::Instant::now() < deadline, "{:?}", modes());
+        }
+        assert!(daemon.ctl(&["status"]).status.success());
+    }
+}
+
 /// Starts the program with `fd` as descriptor 3 and `--fd 3`.
 fn with_fd(fd: impl Into<OwnedFd>) -> Child {
     let fd = fd.into();

@@ -282,16 +282,18 @@ pub struct ServeArgs {
         help_heading = "Operation"
     )]
     pub log_level: LevelFilter,
-    /// What happens at a system call that the program does not need: kill, log or none
+    /// What happens at a system call that the program does not need [default: kill]
+    ///
+    /// kill ends the process with SIGSYS; log has the kernel log the call; none installs no filter. Without the
+    /// option, a kernel that takes no filters is only warned about.
     #[arg(
         long,
         value_name = "kill|log|none",
         value_enum,
-        default_value = "kill",
         hide_possible_values = true,
         help_heading = "Operation"
     )]
-    pub seccomp: Seccomp,
+    pub seccomp: Option<Seccomp>,
 
     /// Print what this back-end can do, as JSON, and exit
     #[arg(long)]

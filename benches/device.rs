@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! MAP and UNMAP through the device, beside a bare `BTreeMap` with an overlap check.
-#![expect(
+#![allow(
     missing_docs,
     reason = "criterion's macros make undocumented functions"
 )]

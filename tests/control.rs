@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The control socket over a real device and software host; the test plays the driver.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use vhost_device_iommu::control::{Context, Control};
 use vhost_device_iommu::device::events::{Buffers, EventQueue};
@@ -546,4 +547,67 @@ fn a_descriptor_belongs_to_the_line_it_came_with() {
     // Without a descriptor it is a software endpoint.
     client.send(std::str::from_utf8(add).expect("text"));
     assert_eq!(client.receive(), json!({"return": {}, "id": 1}));
+}
+
+/// Arguments that are nearly right.
+fn any_argument() -> impl Strategy<Value = Value> {
+    let iova = prop_oneof![
+        Just(0),
+        Just(0xfff),
+        Just((1 << 20) - 1),
+        Just(1 << 20),
+        Just(u64::MAX),
+        any::<u64>()
+    ];
+    let page = (iova.clone(), "[rwxp]{0,3}")
+        .prop_map(|(iova, access)| json!({"iova": iova, "access": access}));
+    prop_oneof![
+        iova.prop_map(Value::from),
+        Just(json!(ENDPOINT)),
+        Just(json!("00:05.0")),
+        (0_u64..3).prop_map(Value::from),
+        "([0-9a-f]{2}){0,8}".prop_map(Value::from),
+        "[0-9a-f]{0,8}".prop_map(Value::from),
+        prop::collection::vec(page, 0..4).prop_map(Value::from),
+        Just(Value::Null),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Nothing waits here: the endpoint is in bypass, and blocked after a removal.
+    #[test]
+    fn any_lines_are_answered_each(
+        lines in prop::collection::vec(
+            prop_oneof![
+                r"[^\n]*[!-~][^\n]*",
+                (
+                    prop::sample::select(vec![
+                        "status", "counters", "mappings", "endpoint-add", "endpoint-remove",
+                        "dma-read", "dma-write", "page-request", "other",
+                    ]),
+                    prop::collection::hash_map(
+                        prop::sample::select(vec![
+                            "endpoint", "iova", "length", "data", "pages", "pasid", "domain",
+                            "format", "vfio", "dev-id",
+                        ]),
+                        any_argument(),
+                        0..6,
+                    ),
+                ).prop_map(|(name, arguments)| {
+                    json!({"execute": name, "arguments": arguments}).to_string()
+                }),
+            ],
+            1..20,
+        ),
+    ) {
+        let daemon = Daemon::new();
+        let mut client = daemon.connect();
+        for line in &lines {
+            client.send(&format!("{line}\n"));
+            let answer = client.receive();
+            prop_assert!(answer.get("return").is_some() || answer.get("error").is_some());
+        }
+    }
 }

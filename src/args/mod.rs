@@ -23,6 +23,11 @@ use crate::spec::EndpointId;
 pub use endpoint::{Backing, EndpointSpec, EndpointSpecError, VfioDevice};
 pub use values::number;
 
+const USAGE: &str = "\
+vhost-device-iommu {--socket-path <PATH> | --fd <N>} --endpoint <ID>... [OPTIONS]
+       vhost-device-iommu viot --iommu <BDF> --endpoint <BDF>... [-o <FILE>]
+       vhost-device-iommu ctl <PATH> <COMMAND>...";
+
 const EXAMPLES: &str = "\
 Examples:
   A software endpoint at 00:05.0, driven over the control socket:
@@ -53,6 +58,7 @@ Exit status: 0 after SIGTERM or SIGINT, or when the socket of --fd is closed; 1 
     version,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
+    override_usage = USAGE,
     after_long_help = EXAMPLES,
     max_term_width = 100
 )]

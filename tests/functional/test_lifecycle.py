@@ -30,6 +30,20 @@ class LifecycleTest(FunctionalTest):
         guest.run("ioas-free space")
         guest.run(f"unbind {FIRST}")
 
+    def unbind_driver(self, guest: Guest) -> str:
+        """Takes the device from its driver; returns its name. The endpoints leave the bus before: stock Linux 7.2
+        crashes (viommu_remove() takes sysfs away too early) when the IOMMU goes and endpoints are there, behind QEMU's
+        own virtio-iommu too."""
+        for function in ENDPOINTS:
+            guest.run(f"write /sys/bus/pci/devices/0000:{function}/remove 1")
+        device = next(name for name in guest.lines(f"ls {DRIVER}") if name.startswith("virtio"))
+        guest.run(f"write {DRIVER}/unbind {device}")
+        return device
+
+    def bind_driver(self, guest: Guest, device: str) -> None:
+        guest.run(f"write {DRIVER}/bind {device}")
+        guest.run("write /sys/bus/pci/rescan 1")
+
     def assert_nothing_left(self, control: Control) -> None:
         """No attachment, no domain: as after a reset."""
         status = control.status()
@@ -40,10 +54,9 @@ class LifecycleTest(FunctionalTest):
         _, guest, control = self.start()
         self.check_translation(guest, control, 1)
         resets = control.counters()["resets"]
-        device = next(name for name in guest.lines(f"ls {DRIVER}") if name.startswith("virtio"))
-        guest.run(f"write {DRIVER}/unbind {device}")
+        device = self.unbind_driver(guest)
         self.assertEqual(guest.group_types(), {})
-        guest.run(f"write {DRIVER}/bind {device}")
+        self.bind_driver(guest, device)
         self.assertEqual(set(guest.group_types()), set(ENDPOINTS))
         self.assertGreater(control.counters()["resets"], resets)
         self.check_translation(guest, control, 2)
@@ -51,10 +64,8 @@ class LifecycleTest(FunctionalTest):
 
     def test_driver_is_unbound_and_bound_many_times(self):
         _, guest, control = self.start()
-        device = next(name for name in guest.lines(f"ls {DRIVER}") if name.startswith("virtio"))
         for _ in range(10):
-            guest.run(f"write {DRIVER}/unbind {device}")
-            guest.run(f"write {DRIVER}/bind {device}")
+            self.bind_driver(guest, self.unbind_driver(guest))
         self.check_translation(guest, control, 3)
         self.assertEqual(control.counters()["connections"], 1)
         self.assert_clean(control)

@@ -2,6 +2,8 @@
 """What an endpoint reaches through the mappings that a guest makes with VFIO, on the lab kernel (iommufd) and on
 Debian's packaged kernel (VFIO containers)."""
 
+from typing import TYPE_CHECKING
+
 from harness import lab
 from harness.control import endpoint_id
 from harness.guest import pattern
@@ -19,8 +21,18 @@ def fault(function: str, address: int, access: str) -> str:
     return f"page fault from EP {endpoint_id(function)} at {address:#x} [{access}]"
 
 
-class DmaCases:
+# Only a type checker sees the cases as a test case: a test runner is not to run them by themselves.
+if TYPE_CHECKING:
+    Base = FunctionalTest
+else:
+    Base = object
+
+
+class DmaCases(Base):
     """The cases; the classes below say on which kernel."""
+
+    # Whether an address space outlives the detaching of its last device.
+    keeps_mappings_without_devices: bool
 
     def start_with_buffer(self, access: str = "rw"):
         """A guest with a buffer mapped for the first endpoint."""

@@ -18,9 +18,7 @@ class ProbeTest(FunctionalTest):
         for function in ENDPOINTS:
             self.assertTrue(types[function].startswith("DMA"), types)
             self.assertEqual(control.endpoint(function)["state"], "attached")
-        self.assertNotEqual(
-            control.endpoint(ENDPOINTS[0])["domain"], control.endpoint(ENDPOINTS[1])["domain"]
-        )
+        self.assertNotEqual(control.endpoint(ENDPOINTS[0])["domain"], control.endpoint(ENDPOINTS[1])["domain"])
         self.assert_clean(control)
 
     def test_functions_outside_of_the_viot_have_no_group(self):

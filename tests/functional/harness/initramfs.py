@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """An initramfs (cpio "newc" format) with our init and the kernel modules it may load."""
 
-import functools
 import gzip
 import lzma
 import pathlib
@@ -20,6 +19,7 @@ class Modules:
 
     def __init__(self, directory: pathlib.Path):
         self._files = {_name(path.name): path for path in directory.rglob("*.ko*")}
+        self._contents: dict[str, bytes] = {}
 
     def order(self, name: str) -> list[str]:
         """What to load for `name`, itself last. Empty when it is built in."""
@@ -36,19 +36,23 @@ class Modules:
         found = re.search(rb"\0depends=([^\0]*)\0", self.read(name))
         return [_name(need) for need in found[1].decode().split(",") if need] if found else []
 
-    @functools.cache
     def read(self, name: str) -> bytes:
         """The module's bytes, decompressed."""
-        path = self._files[name]
-        data = path.read_bytes()
-        match path.suffix:
-            case ".xz":
-                return lzma.decompress(data)
-            case ".gz":
-                return gzip.decompress(data)
-            case ".zst":
-                return subprocess.run(["zstd", "-dc"], input=data, stdout=subprocess.PIPE, check=True).stdout
-        return data
+        if name not in self._contents:
+            self._contents[name] = _decompress(self._files[name])
+        return self._contents[name]
+
+
+def _decompress(path: pathlib.Path) -> bytes:
+    data = path.read_bytes()
+    match path.suffix:
+        case ".xz":
+            return lzma.decompress(data)
+        case ".gz":
+            return gzip.decompress(data)
+        case ".zst":
+            return subprocess.run(["zstd", "-dc"], input=data, stdout=subprocess.PIPE, check=True).stdout
+    return data
 
 
 def _entry(number: int, name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> bytes:

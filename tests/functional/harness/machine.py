@@ -84,11 +84,9 @@ class Machine:
             "-append", "console=ttyS0 nokaslr loglevel=6 panic=-1 iommufd.allow_unsafe_interrupts=1 " + config.command_line,
         ]  # fmt: skip
         if config.vhost_socket:
-            command += [
-                "-chardev", f"socket,id=iommu,path={config.vhost_socket}",
-                "-device", "vhost-user-test-device-pci,chardev=iommu,virtio-id=23,num_vqs=2,vq_size=1024,"
-                f"config_size=40,addr={_addr(IOMMU)}",
-            ]  # fmt: skip
+            device = "vhost-user-test-device-pci,chardev=iommu,virtio-id=23,num_vqs=2,vq_size=1024,config_size=40"
+            command += ["-chardev", f"socket,id=iommu,path={config.vhost_socket}"]
+            command += ["-device", f"{device},addr={_addr(IOMMU)}"]
         else:
             command += ["-device", f"virtio-iommu-pci,addr={_addr(IOMMU)}"]
         if config.viot:

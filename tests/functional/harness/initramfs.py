@@ -33,7 +33,7 @@ class Modules:
 
     def _needs(self, name: str) -> list[str]:
         # The .modinfo section holds NUL-terminated "key=value" strings.
-        found = re.search(rb"\0depends=([^\0]*)\0", self.read(name))
+        found = re.search(rb"(?<![a-z_])depends=([^\0]*)\0", self.read(name))
         return [_name(need) for need in found[1].decode().split(",") if need] if found else []
 
     def read(self, name: str) -> bytes:

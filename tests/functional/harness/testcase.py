@@ -32,22 +32,29 @@ class FunctionalTest(unittest.TestCase):
             lab.qemu(), lab.backend(), lab.guest_init(), self.kernel()
         except lab.Missing as missing:
             self.skipTest(str(missing))
+        self._machines = 0
+
+    def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
+        """Each test has a directory of its own; the logs in it are shown when the test fails."""
         keep = os.environ.get("VDI_KEEP")
         if keep:
             pathlib.Path(keep).mkdir(parents=True, exist_ok=True)
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="vdi-", dir=keep))
-        if not keep:
-            self.addCleanup(shutil.rmtree, self.directory)
-        self.addCleanup(self._show_logs)
-        self._machines = 0
+        result = self.defaultTestResult() if result is None else result
+        failed = len(result.failures) + len(result.errors)
+        try:
+            super().run(result)
+            if len(result.failures) + len(result.errors) > failed:
+                self._show_logs()
+        finally:
+            if not keep:
+                shutil.rmtree(self.directory)
+        return result
 
     def _show_logs(self) -> None:
-        """After a failure: the ends of all logs. Runs when the processes have ended."""
-        outcome = getattr(self, "_outcome", None)
-        if outcome is None or outcome.success:
-            return
+        """The ends of all logs."""
         for log in sorted(self.directory.rglob("*.log")):
-            print(f"--- {log.relative_to(self.directory)} (end)", file=sys.stderr)
+            print(f"\n--- {self.id()}: end of {log.relative_to(self.directory)}", file=sys.stderr)
             print("\n".join(log.read_text(errors="replace").splitlines()[-40:]), file=sys.stderr)
 
     def _check(self, machine: Machine) -> None:

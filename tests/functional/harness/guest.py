@@ -3,8 +3,8 @@
 
 import socket
 
-from .initramfs import Modules
 from .lines import LineSocket
+from .modules import Modules
 
 # Emulation on a busy machine is slow; nothing that works takes this long.
 TIMEOUT = 60.0

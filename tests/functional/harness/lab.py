@@ -14,7 +14,15 @@
 import os
 import pathlib
 import shlex
+import sys
 from dataclasses import dataclass
+
+# The lab's own code: the packing of an initramfs is there.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "qemu-scripts"))
+
+from vdi_lab import initramfs  # noqa: E402
+
+__all__ = ["Kernel", "Missing", "backend", "debian_kernel", "guest_init", "initramfs", "lab_kernel", "qemu"]
 
 
 class Missing(Exception):

@@ -9,9 +9,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import initramfs, lab
+from . import lab
 from .guest import Guest
+from .lab import initramfs
 from .lines import Console, LineSocket
+from .modules import Modules
 
 # Where things are in the guest. The generic vhost-user device is the IOMMU; `edu` devices are the endpoints. Their
 # own DMA bypasses us, as that of all of QEMU's emulated devices: accesses come from the control socket.
@@ -43,9 +45,9 @@ class Machine:
 
     def __init__(self, config: MachineConfig, directory: pathlib.Path):
         self.directory = directory
-        modules = initramfs.Modules(config.kernel.modules)
+        modules = Modules(config.kernel.modules)
         image = directory / "initramfs"
-        initramfs.write(image, lab.guest_init(), modules, MODULES)
+        initramfs.write(image, lab.guest_init(), modules.unpack(MODULES, directory / "modules"))
         # One socket pair per channel: nothing to wait for, and the end of QEMU is the end of the file.
         ours, theirs = {}, {}
         for name in ("console", "guest", "qmp"):

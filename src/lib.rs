@@ -35,4 +35,5 @@ pub mod listen;
 pub mod seccomp;
 pub mod spec;
 pub mod sys;
+pub mod transport;
 pub mod viot;

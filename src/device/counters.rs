@@ -104,4 +104,6 @@ counters! {
     connections,
     /// Times that the event queue had an unusable buffer.
     event_buffers_bad,
+    /// Times that a virtqueue was found corrupt and left alone until its next start.
+    rings_broken,
 }

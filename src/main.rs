@@ -5,11 +5,11 @@
 use std::error::Error;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
@@ -22,11 +22,12 @@ use vhost_device_iommu::host::soft::SoftHost;
 use vhost_device_iommu::listen::SocketFile;
 use vhost_device_iommu::seccomp;
 use vhost_device_iommu::sys::{self, Signals, SocketKind};
+use vhost_device_iommu::transport::{self, Options, Source};
 use vhost_device_iommu::viot;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Any failure: it is only printed.
-type Failure = Box<dyn Error + Send + Sync>;
+type Failure = Box<dyn Error>;
 
 /// `--iommufd` unless given.
 const DEFAULT_IOMMUFD: &str = "/dev/iommu";
@@ -107,18 +108,15 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
     };
 
     confine(args.seccomp)?;
-    let result = serve_front_end(&device, &host, source, args, &stop);
+    let options = Options {
+        poll: Duration::from_micros(args.poll_us.into()),
+    };
+    let result = transport::serve(device, host.host(), source, &options, &stop);
     stop.write(1)?;
     if let Some(control) = control {
         control.join();
     }
-    result
-}
-
-/// Where front-ends come from.
-enum Source {
-    Listen(UnixListener),
-    Connected(UnixStream),
+    Ok(result?)
 }
 
 /// What the process inherited for us.
@@ -214,22 +212,4 @@ fn front_end(
         SocketKind::Connected => Ok((Source::Connected(fd.into()), None)),
         SocketKind::Other => Err("--fd is not a UNIX stream socket".into()),
     }
-}
-
-fn serve_front_end(
-    _device: &Arc<Device>,
-    _host: &AnyHost,
-    source: Source,
-    _args: &ServeArgs,
-    stop: &EventFd,
-) -> Result<(), Failure> {
-    match source {
-        Source::Listen(_listener) => {
-            stop.read()?;
-        }
-        Source::Connected(mut stream) => {
-            io::copy(&mut stream, &mut io::sink())?;
-        }
-    }
-    Ok(())
 }

@@ -121,7 +121,8 @@ fn allowed() -> Vec<i64> {
         libc::SYS_lseek,
         libc::SYS_readlinkat,
         libc::SYS_getdents64,
-        // Socket files are removed at the end.
+        // Socket files are removed at the end; a connected front-end comes in through a directory of its own.
+        libc::SYS_mkdirat,
         libc::SYS_unlinkat,
         // Memory.
         libc::SYS_munmap,
@@ -167,6 +168,8 @@ fn allowed() -> Vec<i64> {
         libc::SYS_lstat,
         libc::SYS_readlink,
         libc::SYS_unlink,
+        libc::SYS_mkdir,
+        libc::SYS_rmdir,
         libc::SYS_time,
     ]);
     calls

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The program with a guest: front-end, control socket and system call filter together.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread;
+
+use common::requests::{
+    ATTACH_PAGE_REQUEST, READ, WRITE, attach, detach, map, page_response, unmap,
+};
+use common::{Guest, GuestOptions, wait_until};
+use serde_json::{Value, json};
+use vhost_device_iommu::spec::{EVENT_LEN, Status};
+
+const OK: u8 = Status::Ok as u8;
+const ENDPOINT: u32 = 0x28;
+/// In the first region of the guest's memory.
+const BUFFER: u64 = 0x10_0000;
+
+/// The program, with the filter that ends it at the first call that it should not need.
+struct Program {
+    child: Child,
+    log: BufReader<ChildStderr>,
+    directory: tempfile::TempDir,
+}
+
+impl Program {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_vhost-device-iommu"))
+            .args(["--endpoint", "00:05.0", "--seccomp", "kill"])
+            .arg("--socket-path")
+            .arg(directory.path().join("vhost"))
+            .arg("--control")
+            .arg(directory.path().join("control"))
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut log = BufReader::new(child.stderr.take().expect("its log"));
+        let mut line = String::new();
+        while !line.contains("listening on") {
+            line.clear();
+            assert_ne!(log.read_line(&mut line).expect("a line"), 0, "it ended");
+        }
+        Self {
+            child,
+            log,
+            directory,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn guest(&self) -> Guest {
+        Guest::connect(&self.path("vhost"), &GuestOptions::default())
+    }
+
+    /// One command over the control socket, by the client that comes with the program.
+    fn ctl(&self, words: &[&str]) -> Result<Value, String> {
+        let output = Command::new(env!("CARGO_BIN_EXE_vhost-device-iommu"))
+            .arg("ctl")
+            .arg(self.path("control"))
+            .args(words)
+            .output()
+            .expect("ctl starts");
+        if output.status.success() {
+            Ok(serde_json::from_slice(&output.stdout).expect("JSON"))
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    fn stop(mut self) -> String {
+        let pid = self.child.id().to_string();
+        let kill = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(kill.expect("kill").success());
+        let mut log = String::new();
+        self.log.read_to_string(&mut log).expect("the log");
+        assert_eq!(self.child.wait().expect("its end").code(), Some(0), "{log}");
+        log
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Only if a test failed: it is over otherwise.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_mapped_buffer_is_reached_and_nothing_else() {
+    let program = Program::start();
+    let mut guest = program.guest();
+    assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+    assert_eq!(
+        guest.request(&map(1, 0x1000, 0x1fff, BUFFER, READ | WRITE)),
+        OK
+    );
+    guest.ram.write(BUFFER, b"hello");
+    let read = |words: &[&str]| program.ctl(words);
+    assert_eq!(
+        read(&["dma-read", "endpoint=00:05.0", "iova=0x1000", "length=5"]),
+        Ok(json!({"data": "68656c6c6f"}))
+    );
+    let write = program.ctl(&["dma-write", "endpoint=40", "iova=0x1001", "data=61"]);
+    assert_eq!(write, Ok(json!({})));
+    assert_eq!(guest.ram.read_vec(BUFFER, 5), b"hallo");
+    assert_eq!(guest.request(&unmap(1, 0x1000, 0x1fff)), OK);
+    let gone = read(&["dma-read", "endpoint=00:05.0", "iova=0x1000", "length=5"]);
+    assert!(gone.expect_err("unmapped").contains("TranslationFault"));
+    drop(guest);
+    program.stop();
+}
+
+#[test]
+fn a_page_request_travels_to_the_guest_and_back() {
+    let program = Program::start();
+    let mut guest = program.guest();
+    guest.post_events(4, EVENT_LEN, false);
+    assert_eq!(guest.request(&attach(1, ENDPOINT, ATTACH_PAGE_REQUEST)), OK);
+    let words = ["dma-read", "endpoint=40", "iova=0x5000", "length=2"];
+    thread::scope(|scope| {
+        let access = scope.spawn(|| program.ctl(&words));
+        let mut event = None;
+        wait_until("a page request", || {
+            event = guest.poll_event();
+            event.is_some()
+        });
+        let event = event.expect("an event");
+        let group = u16::from_le_bytes([event[24], event[25]]);
+        guest.ram.write(BUFFER, &[0xab, 0xcd]);
+        assert_eq!(guest.request(&map(1, 0x5000, 0x5fff, BUFFER, READ)), OK);
+        assert_eq!(guest.request(&page_response(ENDPOINT, None, group, 0)), OK);
+        assert_eq!(access.join().expect("ctl"), Ok(json!({"data": "abcd"})));
+    });
+    drop(guest);
+    program.stop();
+}
+
+#[test]
+fn one_front_end_follows_another() {
+    let program = Program::start();
+    for _ in 0..3 {
+        let mut guest = program.guest();
+        assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+        let status = program.ctl(&["status"]).expect("status");
+        assert_eq!(status["connected"], true);
+        assert_eq!(status["domains"][0]["id"], 1);
+        drop(guest);
+        wait_until("the end of the connection", || {
+            let status = program.ctl(&["status"]).expect("status");
+            status["connected"] == false
+        });
+        let status = program.ctl(&["status"]).expect("status");
+        assert_eq!(status["domains"], json!([]));
+        assert_eq!(status["memory"], json!([]));
+    }
+    program.stop();
+}
+
+#[test]
+fn sigterm_ends_it_with_a_guest_and_a_page_request_in_flight() {
+    let program = Program::start();
+    let mut guest = program.guest();
+    guest.post_events(4, EVENT_LEN, false);
+    assert_eq!(guest.request(&attach(1, ENDPOINT, ATTACH_PAGE_REQUEST)), OK);
+    let mut client = Command::new(env!("CARGO_BIN_EXE_vhost-device-iommu"))
+        .arg("ctl")
+        .arg(program.path("control"))
+        .args(["dma-read", "endpoint=40", "iova=0", "length=1"])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("ctl starts");
+    wait_until("a page request", || guest.poll_event().is_some());
+    program.stop();
+    assert!(!client.wait().expect("its end").success());
+}
+
+#[test]
+fn endpoints_come_and_go_while_a_guest_runs() {
+    let program = Program::start();
+    let mut guest = program.guest();
+    assert_eq!(
+        program.ctl(&["endpoint-add", "endpoint=0x30"]),
+        Ok(json!({}))
+    );
+    assert_eq!(guest.request(&attach(2, 0x30, 0)), OK);
+    assert_eq!(guest.request(&detach(2, 0x30)), OK);
+    assert_eq!(
+        program.ctl(&["endpoint-remove", "endpoint=0x30"]),
+        Ok(json!({}))
+    );
+    assert_eq!(guest.request(&attach(2, 0x30, 0)), Status::NoEnt as u8);
+    drop(guest);
+    program.stop();
+}
+
+#[test]
+fn a_guest_on_an_inherited_connection_is_served_until_it_goes() {
+    let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let binary = env!("CARGO_BIN_EXE_vhost-device-iommu");
+    // The shell gives its child the number: what std opens is not inherited.
+    let mut child = Command::new("sh")
+        .arg("-c")
+        .arg(format!(
+            "exec {binary} --fd 3 --endpoint 0x28 --seccomp kill 3<&0 </dev/null"
+        ))
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program starts");
+    let mut guest = Guest::on(ours, &GuestOptions::default());
+    assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+    drop(guest);
+    assert_eq!(child.wait().expect("its end").code(), Some(0));
+}
+
+#[test]
+fn a_second_front_end_waits_for_the_first_to_go() {
+    let program = Program::start();
+    let mut first = program.guest();
+    let path = program.path("vhost");
+    thread::scope(|scope| {
+        let second = scope.spawn(|| {
+            let mut guest = Guest::connect(&path, &GuestOptions::default());
+            guest.request(&attach(2, ENDPOINT, 0))
+        });
+        assert_eq!(first.request(&attach(1, ENDPOINT, 0)), OK);
+        let status = program.ctl(&["status"]).expect("status");
+        assert_eq!(status["domains"][0]["id"], 1);
+        drop(first);
+        assert_eq!(second.join().expect("the second"), OK);
+    });
+    program.stop();
+}

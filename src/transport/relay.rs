@@ -3,7 +3,8 @@
 //!
 //! vhost-user-backend 0.24 takes connections from a listener only. So it gets one, in a directory that nobody else
 //! can enter and that is gone before anything is said; two threads carry messages and descriptors between its one
-//! connection and the front-end's.
+//! connection and the front-end's. Messages are carried whole, one at a time: the library takes descriptors with the
+//! header of the message that they belong to, and does not wait for the rest of one.
 #![expect(
     unsafe_code,
     reason = "the only safe call receives one descriptor; a memory table comes with up to 32"
@@ -23,7 +24,13 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 /// More than any message of vhost-user has (MAX_ATTACHED_FD_ENTRIES of crate vhost is 32).
 const MAX_DESCRIPTORS: usize = 64;
 
-/// Bytes carried at once. Messages need not come in one piece.
+/// Length in bytes of a message's header: request, flags, and length of the rest, four bytes each.
+const HEADER: usize = 12;
+
+/// The longest rest of a message (MAX_MSG_SIZE of crate vhost).
+const MAX_REST: usize = 4096;
+
+/// Answers carried at once. They need not come in one piece.
 const BUFFER: usize = 4096;
 
 /// A listener at which the front-end waits.
@@ -57,19 +64,11 @@ fn private_directory() -> io::Result<PathBuf> {
 /// From the front-end to us, with descriptors.
 fn carry_messages(from: UnixStream, to: UnixStream) -> io::Result<()> {
     spawn("front-end relay", move || {
-        let mut buffer = [0; BUFFER];
-        loop {
-            match receive(&from, &mut buffer) {
-                Ok((0, _)) => break,
-                Ok((length, descriptors)) => {
-                    if send(&to, buffer.get(..length).unwrap_or_default(), &descriptors).is_err() {
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => break,
-            }
-        }
+        let mut message = Vec::with_capacity(HEADER + MAX_REST);
+        while let Ok(descriptors) = receive(&from, &mut message)
+            && !message.is_empty()
+            && send(&to, &message, &descriptors).is_ok()
+        {}
         end(&from, &to);
     })
 }
@@ -103,15 +102,42 @@ fn end(one: &UnixStream, other: &UnixStream) {
     let _ = other.shutdown(Shutdown::Both);
 }
 
-fn receive(from: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+/// Receives one message and its descriptors; nothing at the end. A message that is too long or cut short is passed on
+/// as far as it goes: the library refuses it.
+fn receive(from: &UnixStream, message: &mut Vec<u8>) -> io::Result<Vec<OwnedFd>> {
+    message.clear();
+    let mut descriptors = Vec::new();
+    while message.len() < HEADER {
+        let mut part = [0; HEADER];
+        let (length, more) = receive_part(from, &mut part[message.len()..])?;
+        if length == 0 {
+            return Ok(descriptors);
+        }
+        let begin = message.len();
+        message.extend_from_slice(&part[begin..begin + length]);
+        descriptors.extend(more);
+    }
+    let length = message.last_chunk().map_or(0, |&l| u32::from_ne_bytes(l));
+    let rest = usize::try_from(length).unwrap_or(usize::MAX);
+    if rest <= MAX_REST {
+        from.take(rest as u64).read_to_end(message)?;
+    }
+    Ok(descriptors)
+}
+
+/// Receives some bytes into the part, and what descriptors come with them.
+fn receive_part(from: &UnixStream, part: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut descriptors: [RawFd; MAX_DESCRIPTORS] = [-1; MAX_DESCRIPTORS];
     let mut parts = [libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
+        iov_base: part.as_mut_ptr().cast(),
+        iov_len: part.len(),
     }];
     // SAFETY: the one part is the buffer, which is ours alone for the time of the call.
-    let (length, count) = unsafe { from.recv_with_fds(&mut parts, &mut descriptors) }
-        .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    let received = unsafe { from.recv_with_fds(&mut parts, &mut descriptors) };
+    let (length, count) = match received {
+        Err(error) if error.errno() == libc::EINTR => return receive_part(from, part),
+        other => other.map_err(|error| io::Error::from_raw_os_error(error.errno()))?,
+    };
     let descriptors = descriptors
         .iter()
         .take(count)

@@ -9,5 +9,6 @@
 | `kernel` | the lab kernel, built from source, and Debian's packaged kernel |
 | `boot` | the machine's own files as a guest of the lab kernel, to run one program |
 | `initramfs` | small guests: an init and modules |
-| `tally`, `suites` | the test suites and their counts |
+| `cargo` | what cargo builds |
+| `suites`, `tally` | the test suites and their counts |
 """

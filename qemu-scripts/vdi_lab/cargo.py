@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What cargo builds, and where it is."""
+
+import json
+import os
+import pathlib
+import subprocess
+
+from .cache import Missing, say
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class BuildFailed(Exception):
+    """The project's own code does not build. Cargo has said why."""
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "CARGO_TERM_COLOR": "never"}
+
+
+def has_test(name: str) -> bool:
+    """Is there a test binary of this name?"""
+    command = ["cargo", "metadata", "--no-deps", "--format-version=1"]
+    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    packages = json.loads(output)["packages"]
+    return any(target["name"] == name and "test" in target["kind"] for item in packages for target in item["targets"])
+
+
+def build(arguments: list[str], name: str) -> pathlib.Path:
+    """Builds with `cargo ARGUMENTS`: the executable of the target `name`."""
+    say(f"building {name}")
+    command = ["cargo", *arguments, "--message-format=json-render-diagnostics"]
+    try:
+        result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False, env=environment())
+    except FileNotFoundError as error:
+        raise Missing("cargo not found: install Rust") from error
+    if result.returncode == 0:
+        for line in result.stdout.splitlines():
+            message = json.loads(line) if line.startswith("{") else {}
+            if message.get("executable") and message["target"]["name"] == name:
+                return pathlib.Path(message["executable"])
+    raise BuildFailed(f"cargo {' '.join(arguments)}: no executable {name}, status {result.returncode}")
+
+
+def backend() -> pathlib.Path:
+    """The program under test, as users build it."""
+    return build(["build", "--release", "--bin", "vhost-device-iommu"], "vhost-device-iommu")
+
+
+def test_binary(name: str) -> pathlib.Path:
+    """A test binary that wants a kernel with mock devices."""
+    return build(["test", "--features", "iommufd-test", "--test", name, "--no-run"], name)

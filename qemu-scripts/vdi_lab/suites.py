@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The test suites: `unit`, `host`, `guest`, `nested`."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+from . import boot, cargo, debian, kernel, qemu
+from .cache import Missing
+from .cargo import ROOT
+from .tally import CargoCounter, Tally, UnittestCounter, follow, lines
+
+FUZZ_TARGET = "ring"
+FUZZ_SECONDS = 60
+
+# What cargo-fuzz sets, so that a plain cargo is enough: coverage counters, comparisons, the address sanitizer.
+FUZZ_FLAGS = (
+    "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 "
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table "
+    "-Cllvm-args=-sanitizer-coverage-trace-compares -Clink-dead-code -Cforce-frame-pointers -Cdebug-assertions "
+    "-Coverflow-checks -Ccodegen-units=1 -Zsanitizer=address"
+)
+FUZZ_HOST = "x86_64-unknown-linux-gnu"
+
+GUEST_INIT = ROOT / "guest" / "build" / "init"
+
+
+def lab_environment() -> dict[str, str]:
+    """Where everything is, for tests that start QEMU."""
+    lab_kernel, debian_kernel = kernel.ensure_kernel(), kernel.ensure_debian_kernel()
+    return {
+        "VDI_QEMU": " ".join(qemu.ensure_qemu()),
+        "VDI_KERNEL": str(lab_kernel.image),
+        "VDI_MODULES": str(lab_kernel.modules),
+        "VDI_DEBIAN_KERNEL": str(debian_kernel.image),
+        "VDI_DEBIAN_MODULES": str(debian_kernel.modules),
+        "VDI_BACKEND": str(cargo.backend()),
+        "VDI_INIT": str(guest_init()),
+    }
+
+
+def guest_init() -> pathlib.Path:
+    """The program that is init in the guests."""
+    debian.need_tools({"gcc": "gcc", "make": "make"})
+    result = subprocess.run(["make", "-s", "-C", str(ROOT / "guest")], check=False, stdout=sys.stderr)
+    if result.returncode != 0:
+        raise cargo.BuildFailed(f"make -C guest: status {result.returncode}")
+    return GUEST_INIT
+
+
+def unit(tally: Tally) -> None:
+    """cargo test; miri on the pure modules; the fuzz target for a minute."""
+    before = tally.failed
+    status = follow(["cargo", "test", "--no-fail-fast"], CargoCounter(tally).line, cwd=ROOT, env=cargo.environment())
+    tally.finished("cargo test", status, before)
+    _miri(tally)
+    _fuzz(tally)
+
+
+def _miri(tally: Tally) -> None:
+    """The modules without I/O, under miri. A toolchain that has it cannot be had everywhere: its lack is no failure."""
+    version = subprocess.run(["cargo", "+nightly", "miri", "--version"], capture_output=True, check=False)
+    if version.returncode != 0:
+        print("unit: miri NOT RUN: not installed: rustup +nightly component add miri rust-src", flush=True)
+        return
+    before = tally.failed
+    # Property tests read the clock and the environment.
+    environment = {**cargo.environment(), "MIRIFLAGS": "-Zmiri-disable-isolation"}
+    command = ["cargo", "+nightly", "miri", "test", "--lib", "--", "spec::", "device::"]
+    status = follow(command, CargoCounter(tally).line, cwd=ROOT, env=environment)
+    tally.finished("cargo miri test", status, before)
+
+
+def _fuzz(tally: Tally) -> None:
+    fuzz = ROOT / "fuzz"
+    if not (fuzz / "Cargo.toml").exists():
+        tally.missing("unit: fuzz", "fuzz/Cargo.toml does not exist")
+        return
+    # The flags are unstable ones; RUSTC_BOOTSTRAP lets every toolchain take them.
+    environment = {**cargo.environment(), "RUSTC_BOOTSTRAP": "1", "RUSTFLAGS": FUZZ_FLAGS}
+    build = ["build", "--release", "--manifest-path", str(fuzz / "Cargo.toml"), "--bin", FUZZ_TARGET]
+    target = ["--target", FUZZ_HOST, "--target-dir", str(fuzz / "target")]
+    if subprocess.run(["cargo", *build, *target], cwd=ROOT, env=environment, check=False).returncode != 0:
+        tally.test(f"fuzz::{FUZZ_TARGET}", False, "does not build")
+        return
+    program = fuzz / "target" / FUZZ_HOST / "release" / FUZZ_TARGET
+    corpus, artifacts = fuzz / "corpus" / FUZZ_TARGET, fuzz / "artifacts" / FUZZ_TARGET
+    for directory in (corpus, artifacts):
+        directory.mkdir(parents=True, exist_ok=True)
+    command = [
+        str(program), f"-max_total_time={FUZZ_SECONDS}", "-timeout=10", "-print_final_stats=1",
+        f"-artifact_prefix={artifacts}/", str(corpus),
+    ]  # fmt: skip
+    seeds = fuzz / "seeds" / FUZZ_TARGET
+    if seeds.is_dir():
+        command.append(str(seeds))
+    print(f"fuzz::{FUZZ_TARGET}: {FUZZ_SECONDS} s", flush=True)
+    runs, output, status = 0, [], 1
+    for line in lines(command, cwd=fuzz):
+        if isinstance(line, int):
+            status = line
+            continue
+        output.append(line)
+        if found := re.match(r"stat::number_of_executed_units:\s*(\d+)", line):
+            runs = int(found[1])
+    good = status == 0 and runs > 0
+    if not good:
+        print("\n".join(output[-60:]))
+    tally.test(f"fuzz::{FUZZ_TARGET}", good, f"{runs} inputs in {FUZZ_SECONDS} s" if good else f"see {artifacts}")
+
+
+def _in_lab_kernel(tally: Tally, suite: str, host: boot.Host, program: list[str]) -> None:
+    """Runs a program that prints libtest's lines in the lab kernel, and reads the kernel's log afterwards."""
+    before = tally.failed
+    result = boot.run(host, program, CargoCounter(tally))
+    tally.finished(f"{suite} in the lab kernel", result.status, before)
+    trouble = result.trouble() or ([] if result.log else ["there is none"])
+    for line in trouble:
+        print(f"kernel: {line}")
+    tally.test(f"{suite}::kernel_log_is_free_of_warnings", not trouble)
+
+
+def host(tally: Tally) -> None:
+    """The iommufd host on the kernel's mock devices, in the lab kernel."""
+    qemu.ensure_qemu(), kernel.ensure_kernel()
+    program = cargo.test_binary("host_suite")
+    _in_lab_kernel(tally, "host", boot.Host(), [str(program), "--test-threads=1", "--color=never"])
+
+
+def guest(tally: Tally) -> None:
+    """Stock Linux guests behind the back-end, with the software host."""
+    environment = {**os.environ, **lab_environment(), "PYTHONUNBUFFERED": "1"}
+    before = tally.failed
+    command = [sys.executable, "-m", "unittest", "discover", "-v"]
+    status = follow(command, UnittestCounter(tally).line, cwd=ROOT / "tests" / "functional", env=environment)
+    tally.finished("functional tests", status, before)
+
+
+# Runs in the lab kernel, with libtest's lines.
+NESTED_SMOKE = """\
+passed=0 failed=0
+check() {
+    name=$1
+    shift
+    if "$@"; then result=ok passed=$((passed + 1)); else result=FAILED failed=$((failed + 1)); fi
+    echo "test nested::$name ... $result"
+}
+edu=
+for device in /sys/bus/pci/devices/*; do
+    if [ "$(cat "$device/vendor"):$(cat "$device/device")" = 0x1234:0x11e8 ]; then edu=$device; fi
+done
+bind() { echo vfio-pci >"$edu/driver_override" && echo "${edu##*/}" >/sys/bus/pci/drivers/vfio-pci/bind; }
+check machine_has_an_iommu test -e /sys/class/iommu/dmar0
+check edu_is_behind_the_iommu test -e "$edu/iommu_group"
+check edu_binds_to_vfio_pci bind
+check edu_has_a_vfio_device test -c /dev/vfio/devices/vfio0
+check iommufd_is_there test -c /dev/iommu
+echo "test result: $([ $failed = 0 ] && echo ok || echo FAILED). $passed passed; $failed failed; nested smoke"
+status=$failed
+for suite; do "$suite" --test-threads=1 --color=never || status=1; done
+exit $status
+"""
+
+
+def nested(tally: Tally) -> None:
+    """A host with a real VFIO device behind an emulated Intel IOMMU, and QEMU inside it."""
+    environment = lab_environment()
+    programs = [str(cargo.test_binary("nested_suite"))] if cargo.has_test("nested_suite") else []
+    with tempfile.NamedTemporaryFile("w", suffix=".sh", dir="/var/tmp") as script:
+        script.write(NESTED_SMOKE)
+        script.flush()
+        machine = boot.Host(iommu=True, timeout=1800, environment=environment)
+        _in_lab_kernel(tally, "nested", machine, ["/bin/sh", script.name, *programs])
+
+
+SUITES = {"unit": unit, "host": host, "guest": guest, "nested": nested}
+
+
+def run(names: list[str], tally: Tally) -> None:
+    for name in names:
+        print(f"== {name}", flush=True)
+        try:
+            SUITES[name](tally)
+        except Missing as missing:
+            tally.missing(name, missing)
+        except cargo.BuildFailed as failure:
+            tally.test(f"{name} builds", False, str(failure))

@@ -61,7 +61,9 @@ impl Slots<'_> {
             let first = between(*index, live);
             for slice in [&self.slices[position], &self.slices[half + position]] {
                 slice.write_obj(first.to_le(), 8).expect("virt_start");
-                slice.write_obj((first + PAGE - 1).to_le(), 16).expect("virt_end");
+                slice
+                    .write_obj((first + PAGE - 1).to_le(), 16)
+                    .expect("virt_end");
             }
         }
     }
@@ -97,7 +99,10 @@ fn rate(live: u64, batch: usize) -> f64 {
     let slots = guest.ram.allocate(2 * SLOT * batch as u64);
     let tails = guest.ram.allocate(2 * 4 * batch as u64);
     let map = guest.ram.map.clone();
-    let slice = |address: u64| map.get_slice(GuestAddress(address), SLOT as usize).expect("a slot");
+    let slice = |address: u64| {
+        map.get_slice(GuestAddress(address), SLOT as usize)
+            .expect("a slot")
+    };
     // Heads for both halves: made once, made available again and again.
     let mut heads = Vec::new();
     for position in 0..2 * batch {

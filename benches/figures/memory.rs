@@ -24,7 +24,10 @@ pub fn figures() -> Vec<Figure> {
             Figure {
                 what: format!("bytes per mapping, {COUNT} {order}"),
                 ours: format!("{ours:.1} B"),
-                beside: Some((format!("`BTreeMap` of plain fields {bare:.1} B"), ours / bare)),
+                beside: Some((
+                    format!("`BTreeMap` of plain fields {bare:.1} B"),
+                    ours / bare,
+                )),
                 goal: "<= 64 B",
                 met: ours <= 64.0,
             }
@@ -35,7 +38,10 @@ pub fn figures() -> Vec<Figure> {
 /// Each in a process of its own: what one has freed must not serve the next.
 fn measure(part: &str) -> f64 {
     let program = std::env::current_exe().expect("this program");
-    let output = Command::new(program).env(CHILD, part).output().expect("a child");
+    let output = Command::new(program)
+        .env(CHILD, part)
+        .output()
+        .expect("a child");
     let text = String::from_utf8_lossy(&output.stdout);
     text.trim().parse().expect("a number")
 }
@@ -83,6 +89,11 @@ pub fn child(part: &str) {
 /// Resident bytes of this process.
 fn resident() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").expect("/proc");
-    let pages: u64 = text.split(' ').nth(1).expect("a field").parse().expect("a number");
+    let pages: u64 = text
+        .split(' ')
+        .nth(1)
+        .expect("a field")
+        .parse()
+        .expect("a number");
     pages * 4096
 }

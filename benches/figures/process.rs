@@ -66,7 +66,10 @@ pub fn figures() -> Vec<Figure> {
         Figure {
             what: "start to listening".into(),
             ours: format!("{listening:.1} ms"),
-            beside: Some((format!("/bin/true, start to end {bare:.1} ms"), listening / bare)),
+            beside: Some((
+                format!("/bin/true, start to end {bare:.1} ms"),
+                listening / bare,
+            )),
             goal: "<= 20 ms",
             met: listening <= 20.0,
         },
@@ -90,7 +93,10 @@ pub fn figures() -> Vec<Figure> {
 fn status_kib(program: &Program, field: &str) -> f64 {
     let path = format!("/proc/{}/status", program.0.id());
     let text = std::fs::read_to_string(path).expect("/proc");
-    let line = text.lines().find(|line| line.starts_with(field)).expect("a line");
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(field))
+        .expect("a line");
     let value = line.split_whitespace().nth(1).expect("a value");
     value.parse().expect("a number")
 }
@@ -103,7 +109,12 @@ fn processor_time(program: &Program) -> f64 {
         .map(|task| {
             let path = task.expect("a task").path().join("schedstat");
             let text = std::fs::read_to_string(path).expect("schedstat");
-            let nanoseconds: f64 = text.split(' ').next().expect("a field").parse().expect("a number");
+            let nanoseconds: f64 = text
+                .split(' ')
+                .next()
+                .expect("a field")
+                .parse()
+                .expect("a number");
             nanoseconds / 1e9
         })
         .sum()

@@ -82,7 +82,10 @@ fn kick_to_used(poll: Duration) -> f64 {
 
 /// The median time in microseconds there and back between two threads.
 fn eventfd_ping_pong() -> f64 {
-    let (there, back) = (EventFd::new(0).expect("eventfd"), EventFd::new(0).expect("eventfd"));
+    let (there, back) = (
+        EventFd::new(0).expect("eventfd"),
+        EventFd::new(0).expect("eventfd"),
+    );
     let (there2, back2) = (
         there.try_clone().expect("eventfd"),
         back.try_clone().expect("eventfd"),

@@ -24,7 +24,7 @@ fn start(path: &std::path::Path) -> Program {
         Command::new(env!("CARGO_BIN_EXE_vhost-device-iommu"))
             .arg("--socket-path")
             .arg(path)
-            .args(["--endpoint", "8"])
+            .args(["--endpoint", "8", "--log-level", "warn"])
             .spawn()
             .expect("the program"),
     )

@@ -6,7 +6,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import tempfile
 
 from . import boot, cargo, debian, kernel, qemu
 from .cache import Missing
@@ -25,6 +24,7 @@ FUZZ_FLAGS = (
 )
 FUZZ_HOST = "x86_64-unknown-linux-gnu"
 
+NESTED_SMOKE = pathlib.Path(__file__).with_name("nested-smoke.sh")
 GUEST_INIT = ROOT / "guest" / "build" / "init"
 
 
@@ -139,41 +139,12 @@ def guest(tally: Tally) -> None:
     tally.finished("functional tests", status, before)
 
 
-# Runs in the lab kernel, with libtest's lines.
-NESTED_SMOKE = """\
-passed=0 failed=0
-check() {
-    name=$1
-    shift
-    if "$@"; then result=ok passed=$((passed + 1)); else result=FAILED failed=$((failed + 1)); fi
-    echo "test nested::$name ... $result"
-}
-edu=
-for device in /sys/bus/pci/devices/*; do
-    if [ "$(cat "$device/vendor"):$(cat "$device/device")" = 0x1234:0x11e8 ]; then edu=$device; fi
-done
-bind() { echo vfio-pci >"$edu/driver_override" && echo "${edu##*/}" >/sys/bus/pci/drivers/vfio-pci/bind; }
-check machine_has_an_iommu test -e /sys/class/iommu/dmar0
-check edu_is_behind_the_iommu test -e "$edu/iommu_group"
-check edu_binds_to_vfio_pci bind
-check edu_has_a_vfio_device test -c /dev/vfio/devices/vfio0
-check iommufd_is_there test -c /dev/iommu
-echo "test result: $([ $failed = 0 ] && echo ok || echo FAILED). $passed passed; $failed failed; nested smoke"
-status=$failed
-for suite; do "$suite" --test-threads=1 --color=never || status=1; done
-exit $status
-"""
-
-
 def nested(tally: Tally) -> None:
     """A host with a real VFIO device behind an emulated Intel IOMMU, and QEMU inside it."""
     environment = lab_environment()
     programs = [str(cargo.test_binary("nested_suite"))] if cargo.has_test("nested_suite") else []
-    with tempfile.NamedTemporaryFile("w", suffix=".sh", dir="/var/tmp") as script:
-        script.write(NESTED_SMOKE)
-        script.flush()
-        machine = boot.Host(iommu=True, timeout=1800, environment=environment)
-        _in_lab_kernel(tally, "nested", machine, ["/bin/sh", script.name, *programs])
+    machine = boot.Host(iommu=True, timeout=1800, environment=environment)
+    _in_lab_kernel(tally, "nested", machine, [str(NESTED_SMOKE), *programs])
 
 
 SUITES = {"unit": unit, "host": host, "guest": guest, "nested": nested}

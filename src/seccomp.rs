@@ -68,12 +68,13 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
                 equal(0, libc::PR_SET_VMA as u64)?,
             ],
         ),
-        // iommufd and VFIO (both of type ';'); whether a descriptor blocks.
+        // iommufd and VFIO (both of type ';'); whether a descriptor blocks; whether a log line goes to a terminal.
         (
             libc::SYS_ioctl,
             vec![
                 masked(1, 0xff00, u64::from(b';') << 8)?,
                 equal(1, libc::FIONBIO)?,
+                equal(1, libc::TCGETS)?,
             ],
         ),
     ] {
@@ -118,6 +119,7 @@ fn allowed() -> Vec<i64> {
         libc::SYS_fstat,
         libc::SYS_newfstatat,
         libc::SYS_statx,
+        libc::SYS_fstatfs,
         libc::SYS_lseek,
         libc::SYS_readlinkat,
         libc::SYS_getdents64,

@@ -4,6 +4,7 @@
 mod groups;
 mod maps;
 mod moves;
+mod vfio;
 
 use std::sync::{Arc, RwLock};
 

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// `_IO(';', n)`
-const fn io(number: u64) -> u64 {
+pub const fn io(number: u64) -> u64 {
     (b';' as u64) << 8 | number
 }
 
@@ -240,7 +240,8 @@ fn pair(first: u32, second: u32) -> u64 {
     u64::from(second) << 32 | u64::from(first)
 }
 
-fn ioctl<T>(file: &File, number: u64, command: &mut T) -> io::Result<()> {
+/// Carries out a command whose structure is a number of integers.
+pub fn ioctl<T>(file: &File, number: u64, command: &mut T) -> io::Result<()> {
     // SAFETY: each caller pairs a number with its structure, whose addresses belong to memory that outlives the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), number, std::ptr::from_mut(command)) };
     if result < 0 {

@@ -5,11 +5,17 @@
 //! every test of it fails and says so: a suite that passes without having run would be worth nothing.
 //!
 //! `kernel`: the kernel's test interface. `contract`: the iommufd host on its own, held to the `Host` contract.
+//! `program`: the program as a child process. `guest`: the whole path from a guest to the kernel and back.
 #![expect(
     non_snake_case,
     reason = "the ids of normative points end the names of their tests"
 )]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod contract;
+mod edu;
+mod guest;
 mod kernel;
+mod program;
 mod ram;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use vhost_device_iommu::host::MemoryRegion;
 use vhost_device_iommu::spec::Gpa;
-use vm_memory::FileOffset;
+use vm_memory::{Bytes, FileOffset, VolatileMemory};
 use vm_memory::mmap::MmapRegion;
 
 /// Guest memory.
@@ -36,6 +36,16 @@ impl Ram {
     pub fn at(&self, offset: u64) -> *const u8 {
         assert!(offset < self.mapping.size() as u64);
         self.mapping.as_ptr().wrapping_add(offset as usize)
+    }
+
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        let slice = self.mapping.as_volatile_slice();
+        slice.write_slice(data, offset as usize).unwrap();
+    }
+
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        let slice = self.mapping.as_volatile_slice();
+        slice.read_slice(data, offset as usize).unwrap();
     }
 
     /// A region of guest memory made of a part of this.

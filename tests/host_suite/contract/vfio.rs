@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A device of VFIO behind an emulated IOMMU: real accesses to memory.
+
+use super::*;
+use crate::edu::{self, Edu};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use vhost_device_iommu::spec::ResvMemSubtype;
+
+/// There is one device.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Addresses that the device can put on the bus have 28 bits.
+const SOURCE: u64 = 0x80_0000;
+const TARGET: u64 = 0xa0_0000;
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fill(bench: &Bench, offset: u64, value: u8) {
+    bench.ram.write(offset, &[value; 4096]);
+}
+
+fn page(bench: &Bench, offset: u64) -> [u8; 4096] {
+    let mut page = [0; 4096];
+    bench.ram.read(offset, &mut page);
+    page
+}
+
+#[test]
+fn a_shared_device_reads_and_writes_through_the_mappings_of_its_domain() {
+    let _turn = turn();
+    let bench = Bench::with_memory();
+    let device = Edu::open(&bench.kernel);
+    // Its id in the context is found out.
+    let source = EndpointSource::VfioFd(device.descriptor());
+    bench.host.add_endpoint(EndpointId(1), source, None).unwrap();
+    let domain = bench.domain(1);
+    bench.attach(1, unwanted(&domain)).unwrap();
+    bench.map_with(&domain, SOURCE, 4096, 16 * MIB, MapFlags::READ).unwrap();
+    bench.map_with(&domain, TARGET, 4096, 17 * MIB, MapFlags::WRITE).unwrap();
+
+    fill(&bench, 0, 0x5a);
+    device.read(SOURCE, 4096);
+    device.write(TARGET, 4096);
+    assert_eq!(page(&bench, MIB), [0x5a; 4096]);
+
+    // After UNMAP the memory is out of reach.
+    bench.unmap(&domain, TARGET, 4096).unwrap();
+    fill(&bench, MIB, 0x11);
+    device.write(TARGET, 4096);
+    assert_eq!(page(&bench, MIB), [0x11; 4096]);
+
+    // In another domain the same address is other memory.
+    let other = bench.domain(2);
+    bench.map(&other, TARGET, 4096, 18 * MIB).unwrap();
+    bench.attach(1, unwanted(&other)).unwrap();
+    device.write(TARGET, 4096);
+    assert_eq!(page(&bench, 2 * MIB), [0x5a; 4096]);
+
+    // In bypass a guest-physical address is one on the bus.
+    bench.attach(1, Attachment::Bypass).unwrap();
+    device.write(19 * MIB, 4096);
+    assert_eq!(page(&bench, 3 * MIB), [0x5a; 4096]);
+
+    bench.attach(1, Attachment::Blocked).unwrap();
+    fill(&bench, 3 * MIB, 0x22);
+    device.write(19 * MIB, 4096);
+    assert_eq!(page(&bench, 3 * MIB), [0x22; 4096]);
+    bench.host.remove_endpoint(EndpointId(1));
+}
+
+#[test]
+fn a_device_of_its_own_says_what_it_can_do_and_is_let_go() {
+    let _turn = turn();
+    for _ in 0..2 {
+        let bench = Bench::with_memory();
+        let source = EndpointSource::VfioPath(edu::path());
+        bench.host.add_endpoint(EndpointId(1), source, None).unwrap();
+        let properties = bench.host.endpoint(EndpointId(1)).unwrap();
+        // It has no page request interface.
+        assert!(!properties.page_requests);
+        let doorbells = properties
+            .reserved
+            .iter()
+            .find(|region| region.subtype == ResvMemSubtype::Msi)
+            .unwrap_or_else(|| panic!("{properties:?}"));
+        assert_eq!(doorbells.range, range(0xfee0_0000, 0x10_0000));
+        let domain = bench.domain(1);
+        bench.attach(1, unwanted(&domain)).unwrap();
+        bench.map(&domain, SOURCE, MIB, 16 * MIB).unwrap();
+        let Bench { host, kernel, .. } = bench;
+        drop(host);
+        assert!(kernel.is_clean());
+    }
+}

@@ -56,12 +56,17 @@ pub fn path() -> PathBuf {
 impl Edu {
     /// Opens it, binds it and lets it reach memory.
     pub fn open(kernel: &Kernel) -> Self {
-        let file = OpenOptions::new().read(true).write(true).open(path()).unwrap();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path())
+            .unwrap();
         let context = kernel.descriptor();
         let mut bind = [16u32, 0, context.as_raw_fd() as u32, 0];
         ioctl(&file, VFIO_DEVICE_BIND_IOMMUFD, &mut bind).unwrap();
         let config = region(&file, CONFIG_REGION);
-        file.write_at(&MEMORY_AND_BUS_MASTER.to_le_bytes(), config + PCI_COMMAND).unwrap();
+        file.write_at(&MEMORY_AND_BUS_MASTER.to_le_bytes(), config + PCI_COMMAND)
+            .unwrap();
         let offset = region(&file, BAR0_REGION);
         // SAFETY: a new mapping of the device's registers, at no fixed address.
         let registers = unsafe {

@@ -29,12 +29,21 @@ const RESPONSE_FAILURE: u16 = 2;
 
 /// Attaches an endpoint to a domain.
 fn attach(guest: &mut Guest, domain: u32, endpoint: u32, flags: u32) {
-    assert_eq!(guest.request(&requests::attach(domain, endpoint, flags)), OK);
+    assert_eq!(
+        guest.request(&requests::attach(domain, endpoint, flags)),
+        OK
+    );
 }
 
 /// Maps, with all access; the status.
 fn map(guest: &mut Guest, domain: u32, iova: u64, length: u64, gpa: u64) -> u8 {
-    guest.request(&requests::map(domain, iova, iova + length - 1, gpa, READ | WRITE))
+    guest.request(&requests::map(
+        domain,
+        iova,
+        iova + length - 1,
+        gpa,
+        READ | WRITE,
+    ))
 }
 
 fn unmap(guest: &mut Guest, domain: u32, iova: u64, length: u64) -> u8 {
@@ -52,10 +61,19 @@ fn with_page_requests(options: &[&str], buffers: usize) -> (Program, Guest) {
 
 /// The answer to a group of an endpoint without PASID; the status.
 fn respond(guest: &mut Guest, endpoint: u32, event: &Event, code: u16) -> u8 {
-    guest.request(&requests::page_response(endpoint, None, event.group_id.get(), code))
+    guest.request(&requests::page_response(
+        endpoint,
+        None,
+        event.group_id.get(),
+        code,
+    ))
 }
 
 /// The flags of a page request that is a group by itself.
 fn single(access: EventFlags) -> EventFlags {
-    access | EventFlags::PAGE_REQUEST | EventFlags::LAST | EventFlags::ADDRESS | EventFlags::GROUP_ID
+    access
+        | EventFlags::PAGE_REQUEST
+        | EventFlags::LAST
+        | EventFlags::ADDRESS
+        | EventFlags::GROUP_ID
 }

@@ -55,11 +55,9 @@ impl Program {
         }
         // SAFETY: the closure only makes a system call, which is allowed between fork and exec.
         unsafe {
-            command.pre_exec(move || {
-                match libc::fcntl(number, libc::F_SETFD, 0) {
-                    0 => Ok(()),
-                    _ => Err(std::io::Error::last_os_error()),
-                }
+            command.pre_exec(move || match libc::fcntl(number, libc::F_SETFD, 0) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
             });
         }
         let child = command.spawn().unwrap();
@@ -93,17 +91,24 @@ impl Program {
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer).unwrap();
         let answer: Value = serde_json::from_str(&answer).unwrap();
-        answer.get("return").unwrap_or_else(|| panic!("{command}: {answer}")).clone()
+        answer
+            .get("return")
+            .unwrap_or_else(|| panic!("{command}: {answer}"))
+            .clone()
     }
 
     /// One of the counters.
     pub fn counter(&self, name: &str) -> u64 {
         let counters = self.control("counters", json!({}));
-        counters[name].as_u64().unwrap_or_else(|| panic!("no counter {name}: {counters}"))
+        counters[name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no counter {name}: {counters}"))
     }
 
     pub fn wait_for_counter(&self, name: &str, value: u64) {
-        wait_until(&format!("{name} to be {value}"), || self.counter(name) == value);
+        wait_until(&format!("{name} to be {value}"), || {
+            self.counter(name) == value
+        });
     }
 
     /// Whether the device of an endpoint reaches the guest's memory at `gpa` through addresses from `iova` on.
@@ -114,7 +119,14 @@ impl Program {
     }
 
     /// Whether it reaches no page of it.
-    pub fn reaches_none(&self, endpoint: u32, guest: &Guest, iova: u64, length: u64, gpa: u64) -> bool {
+    pub fn reaches_none(
+        &self,
+        endpoint: u32,
+        guest: &Guest,
+        iova: u64,
+        length: u64,
+        gpa: u64,
+    ) -> bool {
         let hwpt = self.kernel.page_table(self.device(endpoint));
         let address = guest.ram.user_address(gpa) as *const u8;
         self.kernel.maps_none(hwpt, iova, length, address)
@@ -134,7 +146,8 @@ impl Program {
     /// The device of an endpoint asks for a page of a PASID; 0 for none.
     pub fn page_request_with(&self, endpoint: u32, pasid: u32, access: u32, iova: u64) {
         // Hardware repeats its group indices.
-        self.kernel.page_request(self.device(endpoint), pasid, 7, access, iova);
+        self.kernel
+            .page_request(self.device(endpoint), pasid, 7, access, iova);
     }
 
     /// Sends SIGTERM and waits for the end.

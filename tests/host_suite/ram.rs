@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use vhost_device_iommu::host::MemoryRegion;
 use vhost_device_iommu::spec::Gpa;
-use vm_memory::{Bytes, FileOffset, VolatileMemory};
 use vm_memory::mmap::MmapRegion;
+use vm_memory::{Bytes, FileOffset, VolatileMemory};
 
 /// Guest memory.
 pub struct Ram {

@@ -73,7 +73,7 @@ impl Endpoint {
                     fault_queue: Some(queue.id()),
                     ..needs
                 };
-                try_page_requests(context, &mut blocked, with_faults, &*device, hwpt)?
+                try_page_requests(context, with_faults, &*device, hwpt)?
             }
             None => false,
         };
@@ -147,18 +147,20 @@ fn is_refusal(error: CallError) -> bool {
 }
 
 /// Tries whether the device can be attached to a page table with a fault queue. It is back on `plain` afterwards.
+///
+/// In an address space of its own: where a replace within one fails, the kernel (7.2) forgets the device's reserved
+/// regions there.
 fn try_page_requests(
     context: &Context,
-    blocked: &mut AddressSpace,
     needs: Needs,
     device: &dyn Attach,
     plain: u32,
 ) -> Result<bool, CallError> {
-    match blocked.enter(context, needs, |hwpt| device.attach(hwpt)) {
+    let mut trial = AddressSpace::new(context)?;
+    match trial.enter(context, needs, |hwpt| device.attach(hwpt)) {
         Ok(hwpt) => {
             device.attach(plain)?;
-            blocked.leave(hwpt);
-            blocked.drop_unused_tables();
+            trial.leave(hwpt);
             Ok(true)
         }
         Err(error) if is_refusal(error) => Ok(false),

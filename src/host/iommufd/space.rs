@@ -109,9 +109,4 @@ impl AddressSpace {
             self.tables.swap_remove(index);
         }
     }
-
-    /// Drops page tables that nothing is attached to.
-    pub fn drop_unused_tables(&mut self) {
-        self.tables.retain(|table| table.users > 0);
-    }
 }

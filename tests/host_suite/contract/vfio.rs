@@ -34,11 +34,18 @@ fn a_shared_device_reads_and_writes_through_the_mappings_of_its_domain() {
     let device = Edu::open(&bench.kernel);
     // Its id in the context is found out.
     let source = EndpointSource::VfioFd(device.descriptor());
-    bench.host.add_endpoint(EndpointId(1), source, None).unwrap();
+    bench
+        .host
+        .add_endpoint(EndpointId(1), source, None)
+        .unwrap();
     let domain = bench.domain(1);
     bench.attach(1, unwanted(&domain)).unwrap();
-    bench.map_with(&domain, SOURCE, 4096, 16 * MIB, MapFlags::READ).unwrap();
-    bench.map_with(&domain, TARGET, 4096, 17 * MIB, MapFlags::WRITE).unwrap();
+    bench
+        .map_with(&domain, SOURCE, 4096, 16 * MIB, MapFlags::READ)
+        .unwrap();
+    bench
+        .map_with(&domain, TARGET, 4096, 17 * MIB, MapFlags::WRITE)
+        .unwrap();
 
     fill(&bench, 0, 0x5a);
     device.read(SOURCE, 4096);
@@ -76,7 +83,10 @@ fn a_device_of_its_own_says_what_it_can_do_and_is_let_go() {
     for _ in 0..2 {
         let bench = Bench::with_memory();
         let source = EndpointSource::VfioPath(edu::path());
-        bench.host.add_endpoint(EndpointId(1), source, None).unwrap();
+        bench
+            .host
+            .add_endpoint(EndpointId(1), source, None)
+            .unwrap();
         let properties = bench.host.endpoint(EndpointId(1)).unwrap();
         // It has no page request interface.
         assert!(!properties.page_requests);

@@ -42,7 +42,10 @@ fn response_failure_turns_page_requests_off_until_the_next_attach() {
     program.page_request(ENDPOINT, kernel::READ, IOVA + 4096);
     let events = [guest.page_request(), guest.page_request()];
     assert_eq!(map(&mut guest, 1, IOVA, 4096, GPA), OK);
-    assert_eq!(respond(&mut guest, ENDPOINT, &events[0], RESPONSE_FAILURE), OK);
+    assert_eq!(
+        respond(&mut guest, ENDPOINT, &events[0], RESPONSE_FAILURE),
+        OK
+    );
     // The older one is answered with it.
     assert_eq!(respond(&mut guest, ENDPOINT, &events[1], SUCCESS), NOENT);
     program.page_request(ENDPOINT, kernel::READ, IOVA + 8192);
@@ -51,7 +54,11 @@ fn response_failure_turns_page_requests_off_until_the_next_attach() {
     attach(&mut guest, 1, ENDPOINT, ATTACH_PAGE_REQUEST);
     program.page_request(ENDPOINT, kernel::WRITE, IOVA + 3 * 4096);
     let event = guest.page_request();
-    assert_eq!(event.address.get(), IOVA + 3 * 4096, "nothing came in between");
+    assert_eq!(
+        event.address.get(),
+        IOVA + 3 * 4096,
+        "nothing came in between"
+    );
     assert_eq!(respond(&mut guest, ENDPOINT, &event, SUCCESS), OK);
 }
 
@@ -59,7 +66,10 @@ fn response_failure_turns_page_requests_off_until_the_next_attach() {
 fn a_group_of_a_pasid_is_answered_with_its_pasid_alone() {
     let (program, mut guest) = with_page_requests(&[], 4);
     let flags = PASID | ATTACH_PAGE_REQUEST;
-    assert_eq!(guest.request(&requests::attach_pasid(2, ENDPOINT, flags, 77)), OK);
+    assert_eq!(
+        guest.request(&requests::attach_pasid(2, ENDPOINT, flags, 77)),
+        OK
+    );
     program.page_request_with(ENDPOINT, 77, kernel::WRITE, IOVA);
     let event = guest.page_request();
     assert_eq!(event.pasid.get(), 77);
@@ -67,7 +77,10 @@ fn a_group_of_a_pasid_is_answered_with_its_pasid_alone() {
     assert_eq!(flags, single(EventFlags::WRITE | EventFlags::PASID));
     let group = event.group_id.get();
     for wrong in [None, Some(78)] {
-        assert_eq!(guest.request(&requests::page_response(ENDPOINT, wrong, group, SUCCESS)), INVAL);
+        assert_eq!(
+            guest.request(&requests::page_response(ENDPOINT, wrong, group, SUCCESS)),
+            INVAL
+        );
     }
     let right = requests::page_response(ENDPOINT, Some(77), group, SUCCESS);
     assert_eq!(guest.request(&right), OK);
@@ -97,7 +110,10 @@ fn answers_that_name_no_group_of_the_endpoint_touch_nothing() {
     // Foreign, never handed out, unknown.
     assert_eq!(respond(&mut guest, OTHER, &event, SUCCESS), NOENT);
     let other_id = event.group_id.get().wrapping_add(1);
-    assert_eq!(guest.request(&requests::page_response(ENDPOINT, None, other_id, SUCCESS)), NOENT);
+    assert_eq!(
+        guest.request(&requests::page_response(ENDPOINT, None, other_id, SUCCESS)),
+        NOENT
+    );
     assert_eq!(respond(&mut guest, 0x999, &event, SUCCESS), NOENT);
     assert_eq!(respond(&mut guest, ENDPOINT, &event, SUCCESS), OK);
 }

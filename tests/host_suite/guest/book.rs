@@ -2,9 +2,9 @@
 //! Many groups, no buffers, quota and time-out.
 
 use super::*;
-use std::collections::BTreeSet;
 use crate::common::GuestOptions;
 use crate::kernel;
+use std::collections::BTreeSet;
 
 #[test]
 fn a_thousand_groups_are_outstanding_and_answered_in_any_order() {
@@ -94,7 +94,9 @@ fn an_endpoint_without_buffers_does_not_lose_to_another() {
     program.page_request(OTHER, kernel::READ, IOVA);
     program.wait_for_counter("page_request_groups", 5);
     guest.post_events(5, EVENT_LEN, true);
-    let mut endpoints: Vec<_> = (0..5).map(|_| guest.page_request().endpoint.get()).collect();
+    let mut endpoints: Vec<_> = (0..5)
+        .map(|_| guest.page_request().endpoint.get())
+        .collect();
     endpoints.sort_unstable();
     assert_eq!(endpoints, [ENDPOINT, ENDPOINT, ENDPOINT, ENDPOINT, OTHER]);
 }

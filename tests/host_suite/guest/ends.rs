@@ -2,9 +2,9 @@
 //! Reset, disconnect and SIGTERM while groups are outstanding, and endpoints that come and go.
 
 use super::*;
-use serde_json::json;
 use crate::common::wait_until;
 use crate::kernel;
+use serde_json::json;
 
 /// Two groups: one at the guest, one that waits for a buffer.
 fn with_groups() -> (Program, Guest, Event) {
@@ -37,7 +37,10 @@ fn a_device_reset_answers_what_is_outstanding__I12() {
     // The first look at the ring tells a reset from a resume.
     assert_eq!(respond(&mut guest, ENDPOINT, &event, SUCCESS), NOENT);
     assert!(program.reaches_none(ENDPOINT, &guest, IOVA, MIB, GPA));
-    assert!(program.reaches(ENDPOINT, &guest, GPA, MIB, GPA), "in bypass");
+    assert!(
+        program.reaches(ENDPOINT, &guest, GPA, MIB, GPA),
+        "in bypass"
+    );
     works_anew(&program, &mut guest);
 }
 
@@ -107,7 +110,9 @@ fn an_endpoint_is_added_and_removed_while_the_guest_runs() {
     let table = program.kernel.page_table(device);
     let address = guest.ram.user_address(GPA) as *const u8;
     assert!(program.kernel.maps(table, IOVA, MIB, address));
-    program.kernel.page_request(device, 0, 1, kernel::READ, IOVA + MIB);
+    program
+        .kernel
+        .page_request(device, 0, 1, kernel::READ, IOVA + MIB);
     let event = guest.page_request();
     program.control("endpoint-remove", json!({ "endpoint": 0x38 }));
     assert_eq!(respond(&mut guest, 0x38, &event, SUCCESS), NOENT);

@@ -4,8 +4,8 @@
 use super::*;
 use crate::common::GuestOptions;
 use crate::common::ram::{self, region_of};
-use vhost::vhost_user::VhostUserFrontend;
 use crate::kernel::{APERTURE_FIRST, APERTURE_LAST};
+use vhost::vhost_user::VhostUserFrontend;
 
 fn in_a_domain() -> (Program, Guest) {
     let program = Program::start(&[]);
@@ -94,7 +94,10 @@ fn a_map_of_everything_maps_what_is_memory() {
     attach(&mut guest, 1, ENDPOINT, 0);
     // What Linux does where it has no bypass domains: identity over the whole aperture.
     let length = APERTURE_LAST + 1 - APERTURE_FIRST;
-    assert_eq!(map(&mut guest, 1, APERTURE_FIRST, length, APERTURE_FIRST), OK);
+    assert_eq!(
+        map(&mut guest, 1, APERTURE_FIRST, length, APERTURE_FIRST),
+        OK
+    );
     assert!(program.reaches(ENDPOINT, &guest, 16 * MIB, 8 * MIB, 16 * MIB));
     assert!(program.reaches(ENDPOINT, &guest, 0x800_0000, 4 * MIB, 0x800_0000));
 
@@ -148,7 +151,9 @@ fn a_new_memory_table_moves_mappings_to_the_new_memory() {
     let old = guest.ram.user_address(0x800_0000) as *const u8;
     let (_, region) = guest.ram.remove(0x800_0000);
     // The same place and size, another part of another file.
-    guest.ram.insert(region_of(ram::memfd(4 * MIB), 2 * MIB, 0x800_0000, MIB));
+    guest
+        .ram
+        .insert(region_of(ram::memfd(4 * MIB), 2 * MIB, 0x800_0000, MIB));
     guest.send_memory();
     let hwpt = program.kernel.page_table(program.device(ENDPOINT));
     assert!(program.kernel.maps_none(hwpt, IOVA, MIB, old));

@@ -87,7 +87,10 @@ fn an_endpoint_and_its_pasid_are_in_two_domains() {
     let program = Program::start(&[]);
     let mut guest = program.guest();
     attach(&mut guest, 1, ENDPOINT, 0);
-    assert_eq!(guest.request(&requests::attach_pasid(2, ENDPOINT, PASID, 9)), OK);
+    assert_eq!(
+        guest.request(&requests::attach_pasid(2, ENDPOINT, PASID, 9)),
+        OK
+    );
     assert_eq!(map(&mut guest, 1, IOVA, MIB, GPA), OK);
     assert_eq!(map(&mut guest, 2, IOVA, MIB, GPA + MIB), OK);
     let (kernel, device) = (&program.kernel, program.device(ENDPOINT));
@@ -98,5 +101,8 @@ fn an_endpoint_and_its_pasid_are_in_two_domains() {
     assert_eq!(guest.request(&requests::detach_pasid(2, ENDPOINT, 9)), OK);
     assert_eq!(kernel.page_table_of(device, 9), None);
     assert!(program.reaches(ENDPOINT, &guest, IOVA, MIB, GPA));
-    assert_eq!(guest.request(&requests::attach_pasid(2, ENDPOINT, PASID, 1 << 20)), INVAL);
+    assert_eq!(
+        guest.request(&requests::attach_pasid(2, ENDPOINT, PASID, 1 << 20)),
+        INVAL
+    );
 }

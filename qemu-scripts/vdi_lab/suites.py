@@ -127,7 +127,7 @@ def host(tally: Tally) -> None:
     """The iommufd host on the kernel's mock devices, in the lab kernel."""
     qemu.ensure_qemu(), kernel.ensure_kernel()
     program = cargo.test_binary("host_suite")
-    _in_lab_kernel(tally, "host", boot.Host(), [str(program), "--test-threads=1", "--color=never"])
+    _in_lab_kernel(tally, "host", boot.Host(iommu=True), [str(program), "--test-threads=1", "--color=never"])
 
 
 def guest(tally: Tally) -> None:

@@ -164,8 +164,17 @@ impl Program {
 }
 
 impl Drop for Program {
+    /// In good order: what a killed program leaves attached, nobody can take off a mock device.
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        if std::thread::panicking() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            return;
+        }
+        let status = self.terminate();
+        assert!(status.success(), "{status}");
     }
 }

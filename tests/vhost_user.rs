@@ -28,7 +28,7 @@ fn every_layout() -> Vec<GuestOptions> {
 }
 
 #[test]
-fn requests_are_answered_with_any_layout_of_the_ring_R20() {
+fn requests_are_answered_with_any_layout_of_the_ring__r20() {
     let server = Server::start(ServerOptions::default());
     for options in every_layout() {
         let mut guest = Guest::connect(&server.path, &options);
@@ -46,7 +46,7 @@ fn requests_are_answered_with_any_layout_of_the_ring_R20() {
 }
 
 #[test]
-fn the_used_length_of_a_probe_is_the_whole_writable_part_P59() {
+fn the_used_length_of_a_probe_is_the_whole_writable_part__p59() {
     let server = Server::start(ServerOptions::default());
     let mut guest = Guest::connect(&server.path, &GuestOptions::default());
     let config = guest.config();
@@ -54,4 +54,14 @@ fn the_used_length_of_a_probe_is_the_whole_writable_part_P59() {
     let answer = guest.send(&probe(8), probe_size + 4);
     assert_eq!(answer.status(), OK);
     assert!(!answer.bytes.contains(&0xee), "zero-filled to the tail");
+}
+
+#[test]
+fn the_reserved_bytes_of_the_tail_are_zero__r19() {
+    let server = Server::start(ServerOptions::default());
+    let mut guest = Guest::connect(&server.path, &GuestOptions::default());
+    for request in [attach(1, 8, 0), attach(1, 99, 0)] {
+        let answer = guest.send(&request, 4);
+        assert_eq!((answer.written, &answer.bytes[1..]), (4, &[0; 3][..]));
+    }
 }

@@ -195,7 +195,7 @@ impl Device {
         self.book().reset();
     }
 
-    /// Draft 1, rule 7: the endpoint raises no page requests until it is attached with PAGE_REQUEST.
+    /// X70: the endpoint raises no page requests until it is attached with PAGE_REQUEST.
     pub(super) fn turn_page_requests_off(&self, state: &mut State, id: EndpointId) {
         let Some(endpoint) = state.endpoints.get_mut(&id) else {
             return;
@@ -236,7 +236,7 @@ impl Device {
             return Ok(());
         }
         self.host.attach(requester, to)?;
-        // Rule 5; the host has answered them.
+        // X54; the host has answered them.
         self.counters
             .page_request_withdrawn
             .add(book.withdraw(requester));
@@ -370,7 +370,7 @@ fn check_reserved(domain: &Domain, endpoint: &Endpoint) -> Result<(), Status> {
 fn page_requests(endpoint: &Endpoint, old: Option<Membership>, asked: bool) -> PageRequests {
     match asked {
         true => PageRequests::Reported,
-        // Rule 7: off until it is attached again with PAGE_REQUEST.
+        // X70: off until it is attached again with PAGE_REQUEST.
         false if endpoint.failed => PageRequests::Off,
         false if old.is_some_and(|old| old.page_requests == PageRequests::Off) => PageRequests::Off,
         false => PageRequests::Unwanted,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The book of page requests: one entry for each group that the host waits for (draft 1, rules 1 to 10).
+//! The book of page requests: one entry for each group that the host waits for (X43 to X71 of `virtio-spec/`).
 //!
 //! A group is *held* until the event queue has buffers for all of it, then *outstanding* until the driver
 //! answers, its time is up, or its attachment ends. Only an outstanding group has an id.
@@ -57,7 +57,7 @@ struct EndpointBook {
     /// In the order they came. May name groups that are gone.
     held: VecDeque<Serial>,
     outstanding: HashMap<GroupId, Serial>,
-    /// Ids go round, so that a late answer meets an unused id and not a new group (rule 2).
+    /// Ids go round, so that a late answer meets an unused id and not a new group (X47).
     next_id: u16,
     timeout_logged: bool,
 }
@@ -154,7 +154,7 @@ impl Book {
         self.withdraw(requester)
     }
 
-    /// Forgets the groups of a requester: the host has answered them while it moved the attachment (rule 5).
+    /// Forgets the groups of a requester: the host has answered them while it moved the attachment (X54).
     /// Returns how many.
     pub fn withdraw(&mut self, requester: Requester) -> u64 {
         let Some(book) = self.endpoints.get_mut(&requester.endpoint) else {
@@ -190,7 +190,7 @@ impl Book {
         self.endpoints.values().any(|book| !book.held.is_empty())
     }
 
-    /// Carries the driver's answer to the host (rules 8 and 9: what goes there comes from the book).
+    /// Carries the driver's answer to the host (X68); what goes there comes from the book.
     pub fn respond(
         &mut self,
         host: &dyn Host,
@@ -259,8 +259,9 @@ impl Book {
         now: Instant,
     ) {
         counters.page_request_groups.increment();
+        let attachment = self.attachment(group.requester);
         let asked = matches!(
-            self.attachment(group.requester),
+            attachment,
             Attachment::Domain {
                 page_requests: PageRequests::Reported,
                 ..
@@ -268,12 +269,18 @@ impl Book {
         );
         let wanted = asked && self.features.contains(Features::PAGE_REQUEST);
         if !wanted || group.pages.is_empty() {
-            // Rules 4 and 10.
+            // X43
             counters.page_request_unwanted.increment();
             answer_invalid(host, counters, group.cookie);
-            self.report_group(counters, &group);
+            let reason = match attachment {
+                Attachment::Blocked => Reason::Domain,
+                // Nothing is missing in bypass.
+                Attachment::Bypass => Reason::Unknown,
+                Attachment::Domain { .. } => Reason::Mapping,
+            };
+            self.report_group(counters, &group, reason);
         } else if self.entries.len() >= self.rules.max_groups {
-            // Rule 1.
+            // X51
             if counters.page_request_over_quota.increment_and_log() {
                 log::warn!(
                     "{}: page request refused, {} groups are waiting already (--max-page-requests)",
@@ -315,7 +322,7 @@ impl Book {
         );
     }
 
-    /// Answers what has waited too long (rule 8).
+    /// Answers what has waited too long (X53).
     fn expire(&mut self, host: &dyn Host, counters: &Counters, now: Instant) {
         while let Some(&(deadline, serial)) = self.deadlines.front() {
             let live = self.entries.contains_key(&serial);
@@ -357,7 +364,7 @@ impl Book {
     }
 
     /// A group of each endpoint in turn, for as long as any fits. One that does not fit holds its endpoint up
-    /// and nobody else (rule 1).
+    /// and nobody else (X50).
     fn deliver_groups(&mut self, host: &dyn Host, counters: &Counters, queue: &mut dyn EventQueue) {
         loop {
             let mut progress = false;
@@ -437,7 +444,7 @@ impl Book {
                 counters.page_request_groups_delivered.increment();
                 true
             }
-            // It never fits, or the driver's buffers cannot take it (rule 4): refused, and reported as a fault.
+            // It never fits, or the driver's buffers cannot take it (X38, X52): refused, and reported as a fault.
             None | Some(Buffers::TooSmall { .. }) => {
                 let refused = book
                     .held
@@ -446,13 +453,14 @@ impl Book {
                 if let Some(entry) = refused {
                     counters.page_request_unwanted.increment();
                     answer_invalid(host, counters, entry.group.cookie);
-                    let report = fault_report(&fault_of(&entry.group), self.has_pasid());
+                    let report =
+                        fault_report(&fault_of(&entry.group, Reason::Mapping), self.has_pasid());
                     // The buffer that was too small for the event is for its report, ahead of what waits.
                     if fits.is_some() && queue.peek(1, FAULT_REPORT_LEN) == Buffers::Enough {
                         queue.push(report.as_bytes());
                         counters.fault_reports.increment();
                     } else {
-                        self.report_group(counters, &entry.group);
+                        self.report_group(counters, &entry.group, Reason::Mapping);
                     }
                 }
                 true
@@ -460,9 +468,9 @@ impl Book {
         }
     }
 
-    fn report_group(&mut self, counters: &Counters, group: &PageRequestGroup) {
+    fn report_group(&mut self, counters: &Counters, group: &PageRequestGroup, reason: Reason) {
         if !group.pages.is_empty() {
-            self.report(counters, &fault_of(group));
+            self.report(counters, &fault_of(group, reason));
         }
     }
 
@@ -504,11 +512,11 @@ fn unused_id(book: &mut EndpointBook) -> Option<GroupId> {
 }
 
 /// The fault that a refused group stands for: its first page.
-fn fault_of(group: &PageRequestGroup) -> Fault {
+fn fault_of(group: &PageRequestGroup, reason: Reason) -> Fault {
     let first = group.pages.first();
     Fault {
         requester: group.requester,
-        reason: Reason::Mapping,
+        reason,
         address: first.map(|page| page.address),
         access: first.map_or(EventFlags::empty(), |page| page.access),
     }

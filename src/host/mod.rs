@@ -67,11 +67,11 @@ pub enum Attachment {
 pub enum PageRequests {
     /// The driver did not ask for page requests: the access is aborted and reported. A host that is told of
     /// such an access only through a page request raises that; the device answers it INVALID_REQUEST and
-    /// reports the fault (rules 4 and 10 of draft 1).
+    /// reports the fault (X43).
     Unwanted,
     /// The driver asked for them: a page request is raised, and the access waits for the answer.
     Reported,
-    /// After RESPONSE_FAILURE: the endpoint can raise none (rule 7 of draft 1).
+    /// After RESPONSE_FAILURE: the endpoint can raise none (X70).
     Off,
 }
 
@@ -168,7 +168,7 @@ pub enum HostEvent {
     Fault(Fault),
 }
 
-/// What the host does with an answered group. There is no third: see rule 7 of draft 1.
+/// What the host does with an answered group. There is no third: see X70.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Retry.

@@ -20,7 +20,7 @@ fn attach_creates_the_domain_and_attaches__a33() {
 }
 
 #[test]
-fn attach_with_reserved_bytes_is_inval__a26() {
+fn attach_with_reserved_bytes_is_inval__a26_x9() {
     let bench = Bench::new();
     assert_eq!(bench.attach_pasid(7, 1, 0, 1), Status::Inval);
     bench.negotiate_without(Features::PASID);
@@ -36,7 +36,7 @@ fn attach_with_an_unknown_flag_is_inval__a27() {
 }
 
 #[test]
-fn a_flag_without_its_feature_is_unknown__a27() {
+fn a_flag_without_its_feature_is_unknown__a27_x10() {
     let bench = Bench::new();
     for (flag, feature) in [
         (BYPASS, Features::BYPASS_CONFIG),
@@ -120,7 +120,7 @@ fn attach_to_a_domain_mapped_over_a_reserved_region_is_unsupp__a32() {
 }
 
 #[test]
-fn attach_with_page_request_of_an_endpoint_without_is_unsupp__a32() {
+fn attach_with_page_request_of_an_endpoint_without_is_unsupp__a32_x12() {
     let host = FakeHost::new(&[]);
     host.set_endpoint(2, EndpointProperties::default());
     let bench = Bench::with(DeviceConfig::default(), host);
@@ -130,7 +130,7 @@ fn attach_with_page_request_of_an_endpoint_without_is_unsupp__a32() {
 }
 
 #[test]
-fn attach_again_keeps_the_mappings__a31() {
+fn attach_again_keeps_the_mappings__a31_x15() {
     let bench = Bench::new();
     bench.attach(7, 1);
     bench.map(7, 0, 0xfff, 0x8000, RW);
@@ -185,7 +185,7 @@ fn a_failed_attach_leaves_everything_as_it_was() {
 }
 
 #[test]
-fn detach_ignores_reserved_bytes__d35() {
+fn detach_ignores_reserved_bytes__d35_x17() {
     let bench = Bench::new();
     bench.negotiate_without(Features::PASID);
     bench.attach(7, 1);

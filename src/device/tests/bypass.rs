@@ -96,7 +96,7 @@ fn where_the_host_cannot_bypass_the_endpoint_is_blocked__r23() {
 }
 
 #[test]
-fn bypass_with_page_request_is_inval() {
+fn bypass_with_page_request_is_inval__x11() {
     assert_eq!(
         Bench::new().attach_with(7, 1, BYPASS | PAGE_REQUEST),
         Status::Inval

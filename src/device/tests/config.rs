@@ -112,3 +112,9 @@ fn domain_range_and_reserved_bytes_are_as_configured() {
     );
     assert_eq!(config.reserved, [0; 3]);
 }
+
+#[test]
+fn the_extension_comes_with_probe__x3() {
+    let offered = Bench::new().device.offered_features();
+    assert!(offered.contains(Features::PAGE_REQUEST | Features::PASID | Features::PROBE));
+}

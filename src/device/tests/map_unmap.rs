@@ -342,3 +342,27 @@ fn a_batch_that_is_dropped_is_settled() {
     drop(batch);
     assert_eq!(mapped_pages(&bench), []);
 }
+
+#[test]
+fn nothing_is_reached_through_a_reserved_region__v63() {
+    let host = FakeHost::new(&[1]);
+    host.set_endpoint(
+        2,
+        EndpointProperties {
+            reserved: vec![ReservedRegion {
+                range: IovaRange::new(0x4000, 0x5fff).unwrap(),
+                subtype: ResvMemSubtype::Reserved,
+            }],
+            ..Default::default()
+        },
+    );
+    let bench = Bench::with(DeviceConfig::default(), host);
+    bench.attach(7, 2);
+    assert_eq!(map_pages(&bench, 0, 9), Status::Inval);
+    assert_eq!(map_pages(&bench, 0, 3), Status::Ok);
+    for address in [0x4000, 0x5fff] {
+        assert_eq!(bench.translate(2, address, false), None);
+        assert_eq!(bench.translate(2, address, true), None);
+    }
+    assert_eq!(bench.translate(2, 0x3fff, true), Some(0x3fff));
+}

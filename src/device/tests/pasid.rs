@@ -8,7 +8,7 @@ use crate::host::{Answer, Attachment};
 const R: EventFlags = EventFlags::READ;
 
 #[test]
-fn pasid_and_plain_attachments_are_independent() {
+fn pasid_and_plain_attachments_are_independent__x14_x21() {
     let bench = Bench::new();
     assert_eq!(bench.attach(7, 1), Status::Ok);
     assert_eq!(bench.attach_pasid(8, 1, PASID, 5), Status::Ok);
@@ -33,7 +33,7 @@ fn pasid_and_plain_attachments_are_independent() {
 }
 
 #[test]
-fn an_unattached_pasid_is_never_in_bypass() {
+fn an_unattached_pasid_is_never_in_bypass__x4() {
     let bench = Bench::new();
     assert_eq!(
         bench.host.attachment(pasid_requester(1, 5)),
@@ -54,7 +54,7 @@ fn an_unattached_pasid_is_never_in_bypass() {
 }
 
 #[test]
-fn a_pasid_beyond_the_width_is_inval() {
+fn a_pasid_beyond_the_width_is_inval__x13_x20() {
     let bench = Bench::new();
     assert_eq!(bench.attach_pasid(7, 1, PASID, 256), Status::Inval);
     assert_eq!(bench.attach_pasid(7, 1, PASID, 255), Status::Ok);
@@ -63,7 +63,7 @@ fn a_pasid_beyond_the_width_is_inval() {
 }
 
 #[test]
-fn detach_with_unknown_flags_is_inval_when_pasids_are_negotiated() {
+fn detach_with_unknown_flags_is_inval_when_pasids_are_negotiated__x18() {
     let bench = Bench::new();
     bench.attach(7, 1);
     assert_eq!(bench.detach_with(7, 1, 1, 0), Status::Inval);
@@ -72,7 +72,7 @@ fn detach_with_unknown_flags_is_inval_when_pasids_are_negotiated() {
 }
 
 #[test]
-fn page_requests_of_a_pasid_carry_it_and_want_it_back() {
+fn page_requests_of_a_pasid_carry_it_and_want_it_back__x36_x66() {
     let bench = Bench::new();
     bench.attach_pasid(7, 1, PASID | PAGE_REQUEST, 5);
     let mut queue = FakeQueue::new(4);
@@ -94,7 +94,7 @@ fn page_requests_of_a_pasid_carry_it_and_want_it_back() {
 }
 
 #[test]
-fn a_page_request_of_another_pasid_is_not_wanted__rule10() {
+fn a_page_request_of_another_pasid_is_not_wanted__x43() {
     let bench = Bench::new();
     bench.attach_with(7, 1, PAGE_REQUEST);
     let mut queue = FakeQueue::new(4);
@@ -107,7 +107,7 @@ fn a_page_request_of_another_pasid_is_not_wanted__rule10() {
 }
 
 #[test]
-fn detaching_a_pasid_withdraws_its_groups_only__rule5() {
+fn detaching_a_pasid_withdraws_its_groups_only__x55() {
     let bench = Bench::new();
     bench.attach_with(7, 1, PAGE_REQUEST);
     bench.attach_pasid(8, 1, PASID | PAGE_REQUEST, 5);
@@ -121,7 +121,7 @@ fn detaching_a_pasid_withdraws_its_groups_only__rule5() {
 }
 
 #[test]
-fn response_failure_for_a_pasid_turns_off_the_whole_endpoint__rule7() {
+fn response_failure_for_a_pasid_turns_off_the_whole_endpoint__x70() {
     let bench = Bench::with(DeviceConfig::default(), FakeHost::new(&[1, 2]));
     bench.attach_with(7, 1, PAGE_REQUEST);
     bench.attach_pasid(8, 1, PASID | PAGE_REQUEST, 5);
@@ -140,4 +140,71 @@ fn response_failure_for_a_pasid_turns_off_the_whole_endpoint__rule7() {
         answers.contains(&(plain, Answer::Invalid))
             && answers.contains(&(of_pasid, Answer::Invalid))
     );
+}
+
+#[test]
+fn detach_without_the_flag_ignores_the_pasid__x19_x21() {
+    let bench = Bench::new();
+    bench.attach(7, 1);
+    bench.attach_pasid(8, 1, PASID, 5);
+    assert_eq!(bench.detach_with(7, 1, 0, 5), Status::Ok);
+    assert_eq!(bench.host.domains(), [8].into());
+    assert_eq!(bench.detach_with(8, 1, PASID, 5), Status::Ok);
+}
+
+#[test]
+fn groups_of_an_endpoint_share_one_space_of_ids__x46() {
+    let bench = Bench::new();
+    bench.attach_with(7, 1, PAGE_REQUEST);
+    bench.attach_pasid(8, 1, PASID | PAGE_REQUEST, 5);
+    let mut queue = FakeQueue::new(4);
+    let pages = [page(0, R), page(GRANULE, R)];
+    bench.host.raise(requester(1), &pages);
+    bench.host.raise(pasid_requester(1, 5), &pages);
+    bench.service(&mut queue);
+    let events: Vec<_> = queue.take().iter().map(|e| event(e)).collect();
+    let of = |pasid: u32| {
+        let ids: Vec<_> = events
+            .iter()
+            .filter(|event| event.pasid.get() == pasid)
+            .map(|event| event.group_id.get())
+            .collect();
+        assert_eq!(ids.len(), 2);
+        assert_eq!(ids[0], ids[1]);
+        ids[0]
+    };
+    assert_ne!(of(0), of(5));
+}
+
+#[test]
+fn the_pasid_flag_of_an_answer_needs_the_feature__x64() {
+    let bench = Bench::new();
+    bench.negotiate_without(Features::PASID);
+    bench.attach_with(7, 1, PAGE_REQUEST);
+    let mut queue = FakeQueue::new(4);
+    bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    let group = event(&queue.take()[0]).group_id.get();
+    assert_eq!(bench.respond_with(1, group, 0, 1, 0), Status::Inval);
+    assert_eq!(bench.respond(1, group, 0), Status::Ok);
+}
+
+#[test]
+fn no_event_names_a_pasid_without_the_feature__x34() {
+    let bench = Bench::new();
+    bench.negotiate_without(Features::PASID);
+    bench.attach_with(7, 1, PAGE_REQUEST);
+    let mut queue = FakeQueue::new(4);
+    bench.host.raise(requester(1), &[page(0, R)]);
+    bench.host.raise(pasid_requester(1, 5), &[page(0, R)]);
+    bench.service(&mut queue);
+    let mut events = queue.take();
+    let (request, report) = (event(&events.remove(1)), fault(&events.remove(0)));
+    for (flags, pasid) in [
+        (request.flags, request.pasid),
+        (report.flags, report.reserved1),
+    ] {
+        assert!(!EventFlags::from_bits_retain(flags.get()).contains(EventFlags::PASID));
+        assert_eq!(pasid.get(), 0);
+    }
 }

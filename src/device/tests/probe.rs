@@ -48,7 +48,7 @@ fn endpoint_with_holes() -> EndpointProperties {
 }
 
 #[test]
-fn properties_follow_each_other_and_name_what_the_endpoint_has__p57_v61() {
+fn properties_follow_each_other_and_name_what_the_endpoint_has__p57_v61_x24_x25_x29_x30() {
     let host = FakeHost::new(&[]);
     host.set_endpoint(1, endpoint_with_holes());
     let config = DeviceConfig {
@@ -94,7 +94,7 @@ fn properties_follow_each_other_and_name_what_the_endpoint_has__p57_v61() {
 }
 
 #[test]
-fn a_driver_without_the_extension_sees_none_of_its_properties() {
+fn a_driver_without_the_extension_sees_none_of_its_properties__x23_x28() {
     let host = FakeHost::new(&[]);
     host.set_endpoint(1, endpoint_with_holes());
     let bench = Bench::with(DeviceConfig::default(), host);
@@ -166,4 +166,12 @@ fn properties_always_fit_probe_size__p58() {
     let bench = Bench::with(DeviceConfig::default(), host);
     assert!(probe_size(&bench) >= 100 * 24);
     assert_eq!(properties(&bench, 1).len(), 102);
+}
+
+#[test]
+fn an_endpoint_that_cannot_has_no_property__x24_x29() {
+    let host = FakeHost::new(&[]);
+    host.set_endpoint(1, EndpointProperties::default());
+    let bench = Bench::with(DeviceConfig::default(), host);
+    assert!(properties(&bench, 1).is_empty());
 }

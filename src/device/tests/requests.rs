@@ -68,7 +68,7 @@ fn map_and_unmap_do_not_exist_without_their_feature__m47() {
 }
 
 #[test]
-fn page_response_does_not_exist_without_its_feature__r16() {
+fn page_response_does_not_exist_without_its_feature__r16_x62() {
     let bench = Bench::new();
     bench.negotiate_without(Features::PAGE_REQUEST);
     let response = response_bytes(1, 0, 0, 0, 0);

@@ -183,7 +183,7 @@ fn memory_without_a_file_is_mapped_by_its_address() {
 }
 
 #[test]
-fn a_mapping_gives_the_access_it_says_and_no_other__M45() {
+fn a_mapping_gives_the_access_it_says_and_no_other__m45() {
     let bench = Bench::with_memory();
     bench.endpoint(1);
     let (domain, ioas) = bench.domain_and_its_ioas(1);

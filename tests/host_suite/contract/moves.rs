@@ -109,7 +109,7 @@ fn two_endpoints_of_a_domain_have_one_page_table_and_see_the_same() {
 }
 
 #[test]
-fn a_domain_made_again_under_its_number_is_empty__D39() {
+fn a_domain_made_again_under_its_number_is_empty__d39() {
     let bench = Bench::with_memory();
     let device = bench.endpoint(1);
     let domain = bench.domain(1);

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The table of normative statements, `virtio-spec/conformance.md`, against the tests and against the
+//! specification patch.
+//!
+//! A test proves the statements whose ids end its name, in lower case, behind two underscores.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const PATCH: &str =
+    include_str!("../virtio-spec/0001-virtio-iommu-Add-page-requests-and-PASIDs.patch");
+const TABLE: &str = include_str!("../virtio-spec/conformance.md");
+
+/// Where tests are.
+const SOURCES: [&str; 2] = ["src", "tests"];
+
+/// Who a statement binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Device,
+    Driver,
+}
+
+struct Row {
+    side: Side,
+    statement: String,
+    /// Names of tests, or the reason that there is none.
+    proof: Result<Vec<String>, String>,
+}
+
+/// The rows of the table by id.
+fn table() -> BTreeMap<String, Row> {
+    let mut rows = BTreeMap::new();
+    for line in TABLE.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<_> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [id, side, statement, proof] = cells[..] else {
+            panic!("not four cells: {line}");
+        };
+        let side = match side {
+            "device" => Side::Device,
+            "driver" => Side::Driver,
+            "side" | "---" => continue,
+            other => panic!("{id}: no such side: {other}"),
+        };
+        let proof = if proof.starts_with('`') {
+            let names = proof
+                .split(' ')
+                .map(|name| name.trim_matches('`').to_owned());
+            Ok(names.collect())
+        } else {
+            Err(proof.to_owned())
+        };
+        let row = Row {
+            side,
+            statement: statement.to_owned(),
+            proof,
+        };
+        assert!(
+            rows.insert(id.to_owned(), row).is_none(),
+            "{id} is there twice"
+        );
+    }
+    rows
+}
+
+fn rust_files(directory: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).expect("a directory").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            rust_files(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+/// The tests with ids, each with its ids as in the table.
+fn tests_with_ids() -> BTreeMap<String, BTreeSet<String>> {
+    let mut files = Vec::new();
+    for directory in SOURCES {
+        rust_files(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join(directory),
+            &mut files,
+        );
+    }
+    let mut tests = BTreeMap::new();
+    for file in files {
+        let text = fs::read_to_string(&file).expect("a source file");
+        let mut is_test = false;
+        for line in text.lines().map(str::trim) {
+            if line == "#[test]" {
+                is_test = true;
+            } else if let Some(rest) = line.strip_prefix("fn ") {
+                let name = rest.split(['(', '<']).next().unwrap_or("");
+                if let Some((_, ids)) = name.split_once("__").filter(|_| is_test) {
+                    let ids = ids.split('_').map(str::to_owned).collect();
+                    tests.insert(name.to_owned(), ids);
+                }
+                is_test = false;
+            }
+        }
+    }
+    tests
+}
+
+#[test]
+fn every_device_statement_has_a_test_and_every_named_test_exists() {
+    let tests = tests_with_ids();
+    for (id, row) in table() {
+        match row.proof {
+            Ok(names) => {
+                for name in names {
+                    let ids = tests
+                        .get(&name)
+                        .unwrap_or_else(|| panic!("{id}: no test {name}"));
+                    assert!(
+                        ids.contains(&id.to_lowercase()),
+                        "{name} does not name {id}"
+                    );
+                }
+            }
+            Err(reason) => {
+                assert_eq!(row.side, Side::Driver, "{id} has no test: {reason}");
+                let known = ["driver: not ours", "guest driver (not yet)"];
+                assert!(known.contains(&reason.as_str()), "{id}: {reason}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_id_of_a_test_is_a_statement() {
+    let ids: BTreeSet<_> = table().into_keys().map(|id| id.to_lowercase()).collect();
+    let tests = tests_with_ids();
+    assert!(tests.len() > 50, "the sources are not where they were");
+    for (name, named) in tests {
+        for id in named {
+            assert!(ids.contains(&id), "{name}: there is no statement {id}");
+        }
+    }
+}
+
+/// The numbered statements of the patch: id, side and text without markup.
+fn statements_of_the_patch() -> BTreeMap<String, (Side, String)> {
+    let mut statements = BTreeMap::new();
+    let mut side = None;
+    let mut lines = PATCH.lines().map(|line| match line.split_at_checked(1) {
+        Some(("+" | " ", text)) if !line.starts_with("+++") => text,
+        // What stands behind "@@ ... @@" names the section.
+        Some(("@", text)) => text.rsplit("@@ ").next().unwrap_or(""),
+        _ => "",
+    });
+    while let Some(line) = lines.next() {
+        if line.starts_with("\\devicenormative") {
+            side = Some(Side::Device);
+        } else if line.starts_with("\\drivernormative") {
+            side = Some(Side::Driver);
+        } else if let Some(id) = line.strip_prefix("% ") {
+            let text: Vec<_> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+            let side = side.unwrap_or_else(|| panic!("{id}: in no normative section"));
+            let known = statements.insert(id.to_owned(), (side, plain(&text.join(" "))));
+            assert!(known.is_none(), "{id} is there twice");
+        }
+    }
+    statements
+}
+
+/// LaTeX as the table has it.
+fn plain(text: &str) -> String {
+    let mut plain = text.replace('$', "");
+    while let Some((before, rest)) = plain.split_once("\\field{") {
+        let (field, after) = rest.split_once('}').expect("a closed brace");
+        plain = format!("{before}`{field}`{after}");
+    }
+    plain.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn the_table_has_the_statements_of_the_patch_and_no_other() {
+    let table = table();
+    let patch = statements_of_the_patch();
+    for (id, (side, text)) in &patch {
+        let row = table
+            .get(id)
+            .unwrap_or_else(|| panic!("{id} is not in the table"));
+        assert_eq!(row.side, *side, "{id}");
+        if id.starts_with('X') {
+            assert_eq!(row.statement, *text, "{id}");
+        }
+        assert!(is_normative(text), "{id} demands nothing");
+    }
+    for id in table.keys().filter(|id| id.starts_with('X')) {
+        assert!(patch.contains_key(id), "{id} is not in the patch");
+    }
+    let numbers: BTreeSet<usize> = patch
+        .keys()
+        .filter_map(|id| id.strip_prefix('X')?.parse().ok())
+        .collect();
+    assert_eq!(
+        numbers,
+        (1..=numbers.len()).collect(),
+        "a gap in the numbers"
+    );
+}
+
+fn is_normative(text: &str) -> bool {
+    text.split(|c: char| !c.is_alphanumeric())
+        .any(|word| ["MUST", "SHOULD", "MAY"].contains(&word))
+}
+
+#[test]
+fn every_normative_paragraph_of_the_patch_is_numbered() {
+    let added: String = PATCH
+        .lines()
+        .map(|line| match line.strip_prefix('+') {
+            Some(text) if !line.starts_with("+++") => format!("{text}\n"),
+            _ => "\n".to_owned(),
+        })
+        .collect();
+    for paragraph in added.split("\n\n").map(str::trim) {
+        assert!(
+            !is_normative(paragraph) || paragraph.starts_with("% "),
+            "no number: {paragraph}"
+        );
+    }
+}

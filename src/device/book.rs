@@ -209,7 +209,8 @@ impl Book {
         }
         let answer = match code {
             PageResponseCode::Success => Answer::Success,
-            PageResponseCode::InvalidRequest | PageResponseCode::ResponseFailure => Answer::Invalid,
+            PageResponseCode::InvalidRequest => Answer::Invalid,
+            PageResponseCode::ResponseFailure => Answer::ResponseFailure,
         };
         let answered = host.respond(entry.group.cookie, answer);
         if let Err(error @ (HostError::NoMemory(_) | HostError::Internal(_))) = answered {

@@ -168,13 +168,16 @@ pub enum HostEvent {
     Fault(Fault),
 }
 
-/// What the host does with an answered group. There is no third: see X70.
+/// What the host does with an answered group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Retry.
     Success,
     /// Give up.
     Invalid,
+    /// Give up, as the endpoint's page requests are off. A host that cannot say so takes it as
+    /// [`Answer::Invalid`]; that none follow is the attachment's matter ([`PageRequests::Off`]).
+    ResponseFailure,
 }
 
 /// What a host can fail with. Each maps to exactly one virtio status.

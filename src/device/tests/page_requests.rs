@@ -75,7 +75,7 @@ fn each_code_reaches_the_host_as_it_can_take_it__x68() {
     assert_eq!(bench.respond(1, groups[1].1, 2), Status::Ok);
     assert_eq!(
         bench.host.answers(),
-        [(one, Answer::Invalid), (two, Answer::Invalid)]
+        [(one, Answer::Invalid), (two, Answer::ResponseFailure)]
     );
 }
 
@@ -418,7 +418,7 @@ fn response_failure_turns_page_requests_off_until_attached_again__x15_x70_x71() 
     assert_eq!(bench.respond(1, groups[1].1, 2), Status::Ok);
     assert_eq!(
         bench.host.answers(),
-        [(failed, Answer::Invalid), (older, Answer::Invalid)]
+        [(failed, Answer::ResponseFailure), (older, Answer::Invalid)]
     );
     assert_eq!(bench.respond(1, groups[0].1, 0), Status::NoEnt);
     let off = |bench: &Bench| match bench.host.attachment(requester(1)) {

@@ -138,7 +138,7 @@ fn response_failure_for_a_pasid_turns_off_the_whole_endpoint__x70() {
     let answers = bench.host.answers();
     assert!(
         answers.contains(&(plain, Answer::Invalid))
-            && answers.contains(&(of_pasid, Answer::Invalid))
+            && answers.contains(&(of_pasid, Answer::ResponseFailure))
     );
 }
 

@@ -206,7 +206,8 @@ impl FaultQueue {
 fn write_answer(mut queue: &File, cookie: u32, answer: Answer) -> io::Result<()> {
     let code: u32 = match answer {
         Answer::Success => 0,
-        Answer::Invalid => 1,
+        // Linux has no third code: device drivers cannot use it.
+        Answer::Invalid | Answer::ResponseFailure => 1,
     };
     let mut response = [0; 8];
     response[..4].copy_from_slice(&cookie.to_ne_bytes());

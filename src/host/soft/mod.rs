@@ -171,11 +171,11 @@ impl SoftHost {
                 });
                 PendingResponse::ready(PageResponseCode::InvalidRequest)
             }
-            View::Bypass => PendingResponse::ready(PageResponseCode::InvalidRequest),
-            View::Domain {
+            View::Bypass
+            | View::Domain {
                 page_requests: PageRequests::Off,
                 ..
-            } => PendingResponse::ready(PageResponseCode::ResponseFailure),
+            } => PendingResponse::ready(PageResponseCode::InvalidRequest),
             View::Domain { .. } => self.book.raise(requester, pages),
         })
     }
@@ -313,6 +313,7 @@ impl Host for SoftHost {
         let code = match answer {
             Answer::Success => PageResponseCode::Success,
             Answer::Invalid => PageResponseCode::InvalidRequest,
+            Answer::ResponseFailure => PageResponseCode::ResponseFailure,
         };
         self.book.respond(cookie, code)
     }

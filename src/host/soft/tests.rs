@@ -467,7 +467,7 @@ fn page_requests_without_a_translation_to_ask_for_are_answered_at_once() {
     f.host.attach(A, Attachment::Bypass).expect("attach");
     assert_eq!(ask(), PageResponseCode::InvalidRequest);
     f.attach(A, PageRequests::Off);
-    assert_eq!(ask(), PageResponseCode::ResponseFailure);
+    assert_eq!(ask(), PageResponseCode::InvalidRequest);
     assert!(f.events().is_empty());
 }
 

@@ -15,10 +15,10 @@ import sys
 import tempfile
 import threading
 from dataclasses import dataclass, field
-from typing import TextIO
 
 from . import kernel, qemu
 from .cache import Missing
+from .tally import Output
 
 APPEND = (
     "console=ttyS0 quiet root=hostfs rootfstype=9p "
@@ -92,7 +92,7 @@ def _command(host: Host, init: pathlib.Path) -> list[str]:
     return command + host.extra
 
 
-def run(host: Host, program: list[str], output: TextIO = sys.stdout) -> Result:
+def run(host: Host, program: list[str], output: Output = sys.stdout) -> Result:
     """Runs `program` in the lab kernel. Raises `Missing` when the kernel did not come as far as the program."""
     if shutil.which(program[0]) is None:
         raise Missing(f"{program[0]}: no such program")
@@ -131,7 +131,7 @@ def run(host: Host, program: list[str], output: TextIO = sys.stdout) -> Result:
         return Result(status, log.read_text(errors="replace") if log.exists() else "")
 
 
-def _follow(process: subprocess.Popen, marker: str, output: TextIO) -> tuple[bool, int | None, str]:
+def _follow(process: subprocess.Popen[bytes], marker: str, output: Output) -> tuple[bool, int | None, str]:
     """Copies the console: whether the program started, its status, the last line."""
     started, status, last = False, None, ""
     assert process.stdout

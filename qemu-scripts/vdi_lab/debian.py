@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import time
+from typing import Any
 
 from . import cache
 from .cache import Missing, say
@@ -48,9 +49,10 @@ Acquire::Retries "3";
 FRESH_SECONDS = 3600
 
 
-def run(command: list[str], what: str, **options) -> str:
+def run(command: list[str], what: str, **options: Any) -> str:
     """Runs a command: its output. A failure is one line with the command's last words."""
     options.setdefault("env", {**os.environ, "LC_ALL": "C"})
+    result: subprocess.CompletedProcess[str]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, **options)
     if result.returncode != 0:
         words = [line for line in result.stderr.splitlines() + result.stdout.splitlines() if line.strip()]
@@ -64,12 +66,11 @@ def mirror() -> str:
     for tool in ("apt-get", "dpkg-deb"):
         if not shutil.which(tool):
             raise Missing(f"{tool} not found: the lab takes QEMU and kernels from Debian packages")
-    release = dict(
-        line.rstrip().split("=", 1) for line in pathlib.Path("/etc/os-release").open() if "=" in line
-    )
+    lines = pathlib.Path("/etc/os-release").read_text().splitlines()
+    release = dict(line.split("=", 1) for line in lines if "=" in line)
     name, codename = (release.get(word, "").strip('"') for word in ("ID", "VERSION_CODENAME"))
     if name != "debian":
-        raise Missing(f"this is {name or 'an unknown system'}, not Debian: the lab takes QEMU and kernels from its archive")
+        raise Missing(f"this is {name or 'an unknown system'}: the lab takes QEMU and kernels from Debian's archive")
     if not KEYRING.exists():
         raise Missing(f"{KEYRING} not found: install debian-archive-keyring")
     targets = run(

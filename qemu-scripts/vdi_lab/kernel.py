@@ -34,7 +34,7 @@ TOOLS = {
 STAMP = ["KBUILD_BUILD_TIMESTAMP=2026-01-01", "KBUILD_BUILD_USER=lab", "KBUILD_BUILD_HOST=lab"]
 
 # Objects of a whole build, for the progress lines.
-OBJECTS = 1500
+OBJECTS = 1430
 PROGRESS_SECONDS = 20
 
 DEBIAN_META = "linux-image-amd64"
@@ -85,9 +85,12 @@ def _compile(source: pathlib.Path, build: pathlib.Path, log: pathlib.Path) -> No
     command = ["make", "-C", str(source), f"O={build}", f"-j{jobs}", *STAMP, "bzImage", "modules"]
     started = last = time.monotonic()
     say(f"lab kernel: compiling with {jobs} jobs; some minutes, once")
-    with log.open("w") as file, subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
         objects = 0
         assert process.stdout
         for line in process.stdout:

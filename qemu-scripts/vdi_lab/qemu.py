@@ -27,7 +27,12 @@ exec "$root/usr/lib64/ld-linux-x86-64.so.2" --argv0 "$0" --library-path "$root/u
 def _has_device(command: list[str]) -> bool:
     try:
         result = subprocess.run(
-            [*command, "-device", "help"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+            [*command, "-device", "help"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return False

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 CARGO = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed;")
 UNITTEST_RAN = re.compile(r"^Ran (\d+) tests? in ")
@@ -37,8 +38,16 @@ class Tally:
             self.test(f"{what} ends with status 0", False, f"status {status}")
 
 
+class Output(Protocol):
+    """Where lines are shown."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> None: ...
+
+
 class CargoCounter:
-    """Reads libtest's output, and is a file to write it to."""
+    """Reads libtest's output, and shows what is written to it."""
 
     def __init__(self, tally: Tally):
         self._tally = tally
@@ -77,7 +86,7 @@ class UnittestCounter:
             self._tally.passed += max(self._ran - failed - skipped, 0)
 
 
-def lines(command: list[str], **options) -> Iterator[str | int]:
+def lines(command: list[str], **options: Any) -> Iterator[str | int]:
     """The lines of a command's output as they come, and then its exit status."""
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
@@ -88,7 +97,7 @@ def lines(command: list[str], **options) -> Iterator[str | int]:
     yield process.returncode
 
 
-def follow(command: list[str], count: Callable[[str], None], **options) -> int:
+def follow(command: list[str], count: Callable[[str], None], **options: Any) -> int:
     """Runs a command, shows its output and counts from it: its exit status."""
     status = 1
     for line in lines(command, **options):

@@ -20,6 +20,10 @@ from .modules import Modules
 IOMMU = "00:04.0"
 ENDPOINTS = ("00:05.0", "00:06.0")
 
+# nokaslr: the kernel's text is where the tests look for it. nowatchdog: a busy machine stops an emulated processor for
+# long enough to look like a lockup; a real one is found by the time limits of the tests.
+COMMAND_LINE = "console=ttyS0 loglevel=6 panic=-1 nokaslr nowatchdog iommufd.allow_unsafe_interrupts=1"
+
 MODULES = ["virtio_iommu", "vfio_pci", "vfio_iommu_type1"]
 
 
@@ -83,7 +87,7 @@ class Machine:
             "-chardev", f"socket,id=guest,fd={fds['guest']}", "-serial", "chardev:guest",
             "-chardev", f"socket,id=qmp,fd={fds['qmp']}", "-qmp", "chardev:qmp",
             "-kernel", str(config.kernel.image), "-initrd", str(image),
-            "-append", "console=ttyS0 nokaslr loglevel=6 panic=-1 iommufd.allow_unsafe_interrupts=1 " + config.command_line,
+            "-append", f"{COMMAND_LINE} {config.command_line}",
         ]  # fmt: skip
         if config.vhost_socket:
             device = "vhost-user-test-device-pci,chardev=iommu,virtio-id=23,num_vqs=2,vq_size=1024,config_size=40"

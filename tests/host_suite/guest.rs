@@ -3,6 +3,7 @@
 
 mod answers;
 mod book;
+mod demo;
 mod ends;
 mod maps;
 mod moves;

@@ -122,10 +122,11 @@ pub fn serve(
     }
 }
 
-/// Where there is one processor, watching the ring only keeps the driver from running.
+/// Where the machine has one processor, watching the ring only keeps the driver from running. (How many this process
+/// may use says nothing: the driver may have others.)
 fn effective_poll(poll: Duration) -> Duration {
-    match std::thread::available_parallelism() {
-        Ok(processors) if processors.get() == 1 => Duration::ZERO,
+    match std::fs::read_to_string("/sys/devices/system/cpu/online") {
+        Ok(online) if online.trim() == "0" => Duration::ZERO,
         _ => poll,
     }
 }

@@ -226,6 +226,8 @@ impl Server {
         drop(workers);
         // Joins the workers.
         drop(daemon);
+        // What was raised so far is not for the next driver.
+        self.device.service_events(None, Instant::now());
         self.device.disconnect();
         backend.forget_memory();
         faults.wake();

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A MAP request through device and host, beside the bare call that it comes down to.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Instant;
+
+use vhost_device_iommu::device::{Device, DeviceConfig};
+use vhost_device_iommu::host::MemoryRegion;
+use vhost_device_iommu::host::iommufd::{EndpointSource, IommufdHost};
+use vhost_device_iommu::spec::{EndpointId, Gpa};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::common::ram;
+use crate::common::requests::{self, READ, WRITE};
+use crate::kernel::{Kernel, io, ioctl};
+use crate::median;
+
+const IOMMU_IOAS_COPY: u64 = io(0x83);
+const IOMMU_IOAS_UNMAP: u64 = io(0x86);
+/// FIXED_IOVA, WRITEABLE and READABLE.
+const COPY_FLAGS: u32 = 7;
+
+const PAGE: u64 = 4096;
+const PAGES: u64 = 1000;
+const ROUNDS: usize = 15;
+const IOVA: u64 = 0x4000_0000;
+
+/// Every other page, so that no two mappings touch.
+fn iova(page: u64) -> u64 {
+    IOVA + 2 * page * PAGE
+}
+
+pub fn figure() {
+    let kernel = Kernel::open();
+    // The first address space of a host is the one that guest memory is placed in.
+    let host = IommufdHost::new(kernel.descriptor()).expect("a host");
+    let source = kernel.address_spaces()[0];
+    let device = kernel.mock_device();
+    let mock = EndpointSource::Mock {
+        stdev_id: device.stdev,
+    };
+    host.add_endpoint(EndpointId(1), mock, Some(device.dev))
+        .expect("an endpoint");
+    let config = DeviceConfig {
+        boot_bypass: false,
+        ..Default::default()
+    };
+    let device = Device::new(config, Arc::new(host), &[EndpointId(1)]).expect("a device");
+    device.negotiate(u64::MAX);
+    let memory = GuestMemoryMmap::from_regions(vec![ram::region(0, 16 << 20)]).expect("memory");
+    let region = memory.iter().next().map(announced).expect("a region");
+    device
+        .update_memory(&memory, &[], &[region])
+        .expect("memory");
+
+    let before = kernel.address_spaces();
+    execute(&device, &[requests::attach(1, 1, 0)]);
+    let after = kernel.address_spaces();
+    let domain = *after
+        .iter()
+        .find(|id| !before.contains(id))
+        .expect("a domain");
+
+    let context = File::from(kernel.descriptor());
+    let maps: Vec<_> = (0..PAGES)
+        .map(|page| {
+            requests::map(
+                1,
+                iova(page),
+                iova(page) + PAGE - 1,
+                page * PAGE,
+                READ | WRITE,
+            )
+        })
+        .collect();
+    let unmap = [requests::unmap(1, 0, u64::MAX)];
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        execute(&device, &maps);
+        ours.push(per_page(start));
+        execute(&device, &unmap);
+
+        let start = Instant::now();
+        for page in 0..PAGES {
+            copy(&context, domain, iova(page), source, page * PAGE);
+        }
+        bare.push(per_page(start));
+        let mut all = [24u32, domain, 0, 0, u32::MAX, u32::MAX];
+        ioctl(&context, IOMMU_IOAS_UNMAP, &mut all).expect("IOMMU_IOAS_UNMAP");
+    }
+    crate::line(
+        "MAP of a page, device and host",
+        median(ours),
+        ("bare IOMMU_IOAS_COPY", median(bare)),
+        1.3,
+    );
+}
+
+fn announced(region: &impl GuestMemoryRegion) -> MemoryRegion {
+    let file = region.file_offset().expect("a file");
+    MemoryRegion {
+        gpa: Gpa(region.start_addr().0),
+        length: region.len(),
+        user_address: 0,
+        file: Some((Arc::clone(file.arc()), file.start())),
+    }
+}
+
+fn execute(device: &Device, requests: &[Vec<u8>]) {
+    let mut batch = device.requests();
+    for request in requests {
+        batch.execute(request, request.len(), 4);
+    }
+    batch.finish();
+}
+
+fn per_page(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e6 / PAGES as f64
+}
+
+fn copy(context: &File, to: u32, iova: u64, from: u32, gpa: u64) {
+    let half = |value: u64, upper: bool| (value >> if upper { 32 } else { 0 }) as u32;
+    let mut command = [
+        40,
+        COPY_FLAGS,
+        to,
+        from,
+        half(PAGE, false),
+        half(PAGE, true),
+        half(iova, false),
+        half(iova, true),
+        half(gpa, false),
+        half(gpa, true),
+    ];
+    ioctl(context, IOMMU_IOAS_COPY, &mut command).expect("IOMMU_IOAS_COPY");
+}

@@ -6,43 +6,15 @@
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
+#[path = "../common/figure.rs"]
+mod figure;
 
 mod batch;
 mod memory;
 mod process;
 mod wake;
 
-/// A line of the table.
-pub struct Figure {
-    /// What was measured.
-    pub what: String,
-    /// The value, with its unit.
-    pub ours: String,
-    /// What it is held against: its name and value, and the ratio.
-    pub beside: Option<(String, f64)>,
-    /// What we want.
-    pub goal: &'static str,
-    /// Whether we have it.
-    pub met: bool,
-}
-
-fn print(figures: &[Figure]) {
-    println!("| what | ours | beside | ratio | goal | |");
-    println!("|---|---|---|---|---|---|");
-    for figure in figures {
-        let (beside, ratio) = match &figure.beside {
-            Some((beside, ratio)) => (beside.as_str(), format!("{ratio:.2}")),
-            None => ("", String::new()),
-        };
-        println!(
-            "| {} | {} | {beside} | {ratio} | {} | {} |",
-            figure.what,
-            figure.ours,
-            figure.goal,
-            if figure.met { "met" } else { "MISSED" }
-        );
-    }
-}
+use figure::{Figure, median, print};
 
 fn main() {
     // Cargo adds options of its own.
@@ -67,10 +39,4 @@ fn main() {
             println!();
         }
     }
-}
-
-/// The value in the middle.
-pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -14,6 +14,8 @@ mod backend;
 mod chain;
 mod event_queue;
 mod fault_worker;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 mod guest;
 mod lifecycle;
 mod memory;

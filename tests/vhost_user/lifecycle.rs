@@ -68,11 +68,13 @@ fn a_driver_that_begins_elsewhere_finds_the_device_reset() {
 #[test]
 fn a_queue_that_stopped_unused_begins_with_a_reset() {
     let server = Server::start(ServerOptions::default());
-    let mut guest = connect(&server);
+    let mut guest = mapped(&server);
+    guest.stop();
+    guest.start_anew();
     assert_eq!(guest.stop(), [0, 0]);
     guest.start([0, 0]);
     guest.request(&attach(1, 8, 0));
-    assert_eq!(server.device.counters().resets.get(), 1);
+    assert_eq!(server.device.counters().resets.get(), 2);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::common::guest::{Guest, GuestOptions, REQUESTS};
 use super::common::{Layout, Segment, Server, ServerOptions, requests};
-use super::{Figure, median};
+use super::{Figure, median, pin};
 
 const PAGE: u64 = 4096;
 const QUEUE: u16 = 1024;
@@ -71,12 +71,14 @@ impl Slots<'_> {
 
 /// MAP and UNMAP requests a second: the median of some runs.
 fn rate(live: u64, batch: usize) -> f64 {
-    let server = Server::start(ServerOptions {
-        config: DeviceConfig {
-            max_mappings: 2 << 20,
-            ..DeviceConfig::default()
-        },
-        ..ServerOptions::default()
+    let server = pin::device_side(|| {
+        Server::start(ServerOptions {
+            config: DeviceConfig {
+                max_mappings: 2 << 20,
+                ..DeviceConfig::default()
+            },
+            ..ServerOptions::default()
+        })
     });
     let options = GuestOptions {
         queue_size: QUEUE,

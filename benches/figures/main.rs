@@ -11,6 +11,7 @@ mod figure;
 
 mod batch;
 mod memory;
+mod pin;
 mod process;
 mod wake;
 

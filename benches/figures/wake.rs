@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One request, from kick to used: with a worker that sleeps, and with one that watches the ring.
+//! One request, from kick to used: with a worker that sleeps, and with one that watches the ring. The driver is on one
+//! processor, the worker on another.
 
 use std::hint::spin_loop;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::common::guest::{Guest, GuestOptions, REQUESTS};
 use super::common::{Server, ServerOptions, requests};
-use super::{Figure, median};
+use super::{Figure, median, pin};
 
 const ROUNDS: usize = 4000;
 
@@ -53,9 +54,11 @@ pub fn figures() -> Vec<Figure> {
 
 /// The median time in microseconds of an UNMAP of nothing.
 fn kick_to_used(poll: Duration) -> f64 {
-    let server = Server::start(ServerOptions {
-        transport: Options { poll },
-        ..ServerOptions::default()
+    let server = pin::device_side(|| {
+        Server::start(ServerOptions {
+            transport: Options { poll },
+            ..ServerOptions::default()
+        })
     });
     let mut guest = Guest::connect(&server.path, &GuestOptions::default());
     assert_eq!(guest.request(&requests::attach(1, 8, 0)), 0);
@@ -91,6 +94,7 @@ fn eventfd_ping_pong() -> f64 {
         back.try_clone().expect("eventfd"),
     );
     let other = std::thread::spawn(move || {
+        pin::to(pin::DEVICE);
         for _ in 0..ROUNDS {
             there2.read().expect("eventfd");
             back2.write(1).expect("eventfd");
@@ -114,6 +118,7 @@ fn spinning_ping_pong() -> f64 {
     let other = {
         let turn = Arc::clone(&turn);
         std::thread::spawn(move || {
+            pin::to(pin::DEVICE);
             for round in 0..ROUNDS as u32 {
                 while turn.load(Ordering::Acquire) != 2 * round + 1 {
                     spin_loop();

@@ -74,7 +74,7 @@ fn group(host: &Arc<SoftHost>, pages: usize) -> JoinHandle<PageResponseCode> {
 }
 
 #[test]
-fn a_fault_reaches_the_driver_without_a_kick_E65() {
+fn a_fault_reaches_the_driver_without_a_kick__e65() {
     let server = server();
     for features in [u64::MAX, !EVENT_IDX] {
         let options = GuestOptions {
@@ -124,7 +124,7 @@ fn no_event_comes_before_the_first_request() {
 }
 
 #[test]
-fn faults_wait_for_buffers_E67() {
+fn faults_wait_for_buffers__e67() {
     for features in [u64::MAX, !EVENT_IDX] {
         let server = server();
         let options = GuestOptions {
@@ -146,7 +146,7 @@ fn faults_wait_for_buffers_E67() {
 }
 
 #[test]
-fn a_buffer_too_small_for_anything_is_returned_unused_E68() {
+fn a_buffer_too_small_for_anything_is_returned_unused__e68() {
     let server = server();
     let mut guest = connect(&server);
     guest.request(&attach(1, ENDPOINT, 0));

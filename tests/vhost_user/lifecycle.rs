@@ -43,7 +43,7 @@ fn a_driver_that_goes_on_where_it_stopped_finds_everything_as_it_was() {
 }
 
 #[test]
-fn a_driver_that_begins_at_0_finds_the_device_reset_I12() {
+fn a_driver_that_begins_at_0_finds_the_device_reset__i12() {
     let server = Server::start(ServerOptions::default());
     let mut guest = mapped(&server);
     guest.stop();
@@ -132,7 +132,7 @@ fn requests_that_wait_while_the_queue_is_stopped_are_served_after_it() {
 }
 
 #[test]
-fn reset_device_resets_and_keeps_bypass_C10() {
+fn reset_device_resets_and_keeps_bypass__c10() {
     let server = Server::start(ServerOptions::default());
     let mut guest = mapped(&server);
     write_bypass(&mut guest, 0);
@@ -145,7 +145,7 @@ fn reset_device_resets_and_keeps_bypass_C10() {
 }
 
 #[test]
-fn a_disconnect_is_a_system_reset_C10() {
+fn a_disconnect_is_a_system_reset__c10() {
     let server = Server::start(ServerOptions::default());
     let mut guest = mapped(&server);
     write_bypass(&mut guest, 0);
@@ -171,7 +171,7 @@ fn write_bypass(guest: &mut Guest, bypass: u8) {
 }
 
 #[test]
-fn a_write_of_the_whole_config_space_changes_bypass_alone_C6() {
+fn a_write_of_the_whole_config_space_changes_bypass_alone__c6() {
     let server = Server::start(ServerOptions::default());
     let stream = std::os::unix::net::UnixStream::connect(&server.path).expect("a connection");
     // Before memory, queues, or anything else.

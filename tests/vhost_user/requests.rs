@@ -32,7 +32,7 @@ fn probe_size(guest: &mut Guest) -> usize {
 }
 
 #[test]
-fn requests_are_answered_with_any_layout_of_the_ring_R20() {
+fn requests_are_answered_with_any_layout_of_the_ring__r20() {
     let server = Server::start(ServerOptions::default());
     for options in every_layout() {
         let mut guest = Guest::connect(&server.path, &options);
@@ -117,7 +117,7 @@ fn descriptors_of_no_bytes_are_no_part_of_a_request() {
 }
 
 #[test]
-fn the_tail_is_the_last_four_bytes_and_the_used_length_is_everything_R19() {
+fn the_tail_is_the_last_four_bytes_and_the_used_length_is_everything__r19() {
     let server = Server::start(ServerOptions::default());
     for options in every_layout() {
         let mut guest = Guest::connect(&server.path, &options);
@@ -131,7 +131,7 @@ fn the_tail_is_the_last_four_bytes_and_the_used_length_is_everything_R19() {
 }
 
 #[test]
-fn a_buffer_without_room_for_a_tail_comes_back_unwritten_R15() {
+fn a_buffer_without_room_for_a_tail_comes_back_unwritten__r15() {
     let server = Server::start(ServerOptions::default());
     for options in every_layout() {
         let mut guest = Guest::connect(&server.path, &options);
@@ -143,7 +143,7 @@ fn a_buffer_without_room_for_a_tail_comes_back_unwritten_R15() {
 }
 
 #[test]
-fn an_unknown_request_comes_back_unwritten_R16() {
+fn an_unknown_request_comes_back_unwritten__r16() {
     let server = Server::start(ServerOptions::default());
     let mut guest = Guest::connect(&server.path, &GuestOptions::default());
     for readable in [&[][..], &[1], &[1, 0, 0], &[0; 20], &[9; 20], &[0xff; 100]] {
@@ -165,7 +165,7 @@ fn a_known_request_of_another_length_is_inval() {
 }
 
 #[test]
-fn the_used_length_of_a_probe_is_the_whole_writable_part_P59() {
+fn the_used_length_of_a_probe_is_the_whole_writable_part__p59() {
     let server = Server::start(ServerOptions::default());
     for options in every_layout() {
         let mut guest = Guest::connect(&server.path, &options);
@@ -179,7 +179,24 @@ fn the_used_length_of_a_probe_is_the_whole_writable_part_P59() {
 }
 
 #[test]
-fn a_probe_with_too_small_a_buffer_gets_no_property_P58() {
+fn the_reserved_bytes_of_the_tail_are_zero__r19() {
+    let server = Server::start(ServerOptions::default());
+    let mut guest = Guest::connect(&server.path, &GuestOptions::default());
+    let size = probe_size(&mut guest);
+    // The buffer was filled with something else before.
+    for (request, room, status) in [
+        (attach(1, 8, 0), 4, OK),
+        (attach(1, 99, 0), 4, NOENT),
+        (probe(8), size + 4, OK),
+        (probe(99), size + 4, NOENT),
+    ] {
+        let answer = guest.send(&request, room);
+        assert_eq!(answer.bytes[room - 4..], [status, 0, 0, 0]);
+    }
+}
+
+#[test]
+fn a_probe_with_too_small_a_buffer_gets_no_property__p58() {
     let server = Server::start(ServerOptions::default());
     let mut guest = Guest::connect(&server.path, &GuestOptions::default());
     let size = probe_size(&mut guest);

@@ -29,7 +29,7 @@ fn works_anew(program: &Program, guest: &mut Guest) {
 }
 
 #[test]
-fn a_device_reset_answers_what_is_outstanding__I12() {
+fn a_device_reset_answers_what_is_outstanding__i12() {
     let (program, mut guest, event) = with_groups();
     assert_eq!(map(&mut guest, 1, IOVA, MIB, GPA), OK);
     guest.stop();

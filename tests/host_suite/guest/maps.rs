@@ -65,7 +65,7 @@ fn a_batch_of_maps_and_unmaps_happens_in_order() {
 }
 
 #[test]
-fn an_overlapping_map_changes_nothing__M41() {
+fn an_overlapping_map_changes_nothing__m41() {
     let (program, mut guest) = in_a_domain();
     assert_eq!(map(&mut guest, 1, IOVA, 8192, GPA), OK);
     assert_eq!(map(&mut guest, 1, IOVA + 4096, 8192, GPA + MIB), INVAL);
@@ -74,7 +74,7 @@ fn an_overlapping_map_changes_nothing__M41() {
 }
 
 #[test]
-fn an_unmap_that_would_split_removes_nothing__U51() {
+fn an_unmap_that_would_split_removes_nothing__u51() {
     let (program, mut guest) = in_a_domain();
     assert_eq!(map(&mut guest, 1, IOVA, 4096, GPA), OK);
     assert_eq!(map(&mut guest, 1, IOVA + 4096, 8192, GPA + 4096), OK);

@@ -7,7 +7,7 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 
 #[test]
-fn an_endpoint_is_in_bypass_until_it_is_attached__B25() {
+fn an_endpoint_is_in_bypass_until_it_is_attached__b25() {
     let program = Program::start(&[]);
     let mut guest = program.guest();
     for endpoint in [ENDPOINT, OTHER] {
@@ -21,7 +21,7 @@ fn an_endpoint_is_in_bypass_until_it_is_attached__B25() {
 }
 
 #[test]
-fn without_boot_bypass_an_endpoint_reaches_nothing__R23() {
+fn without_boot_bypass_an_endpoint_reaches_nothing__r23() {
     let program = Program::start(&["--boot-bypass", "off"]);
     let mut guest = program.guest();
     assert!(program.reaches_none(ENDPOINT, &guest, GPA, MIB, GPA));
@@ -50,7 +50,7 @@ fn the_bypass_field_moves_unattached_endpoints_at_once() {
 }
 
 #[test]
-fn attaching_elsewhere_moves_the_endpoint__A31() {
+fn attaching_elsewhere_moves_the_endpoint__a31() {
     let program = Program::start(&[]);
     let mut guest = program.guest();
     attach(&mut guest, 1, ENDPOINT, 0);
@@ -67,7 +67,7 @@ fn attaching_elsewhere_moves_the_endpoint__A31() {
 }
 
 #[test]
-fn two_endpoints_of_a_domain_see_the_same_and_leave_alone__A29() {
+fn two_endpoints_of_a_domain_see_the_same_and_leave_alone__a29() {
     let program = Program::start(&[]);
     let mut guest = program.guest();
     attach(&mut guest, 1, ENDPOINT, 0);

@@ -47,6 +47,8 @@ pub(super) struct GuestMemory {
 
 impl GuestMemory {
     pub fn new(context: &Context) -> Result<Self, CallError> {
+        // First of all: what is no iommufd fails here, and is told nothing else.
+        let ioas = context.ioas()?;
         let maps_files = context.has_map_file();
         if !maps_files {
             log::warn!(
@@ -54,7 +56,7 @@ impl GuestMemory {
             );
         }
         Ok(Self {
-            ioas: context.ioas()?,
+            ioas,
             regions: Vec::new(),
             page_size: kernel::page_size(),
             maps_files,

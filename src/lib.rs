@@ -15,9 +15,11 @@
 //! * [`host`]: the [`host::Host`] contract, and the two hosts that keep it: `iommufd` and `soft`.
 //! * [`transport`]: vhost-user - one daemon per connection, virtqueues, event delivery, guest memory.
 //! * [`control`]: the control socket.
-//! * [`args`], [`viot`]: the command line, the ACPI table.
+//! * [`args`], [`viot`], [`listen`], [`seccomp`], [`sys`]: the command line, the ACPI table, and what the start of the
+//!   process needs.
 //!
-//! `unsafe` code is confined to the modules that talk to the kernel: see `host/iommufd/`.
+//! `docs/architecture.md` has the locks, and the reasons. `unsafe` code is confined to the modules that talk to the
+//! kernel: `host/iommufd/`, `sys`, `transport/relay`.
 #![deny(unsafe_code)]
 #![cfg_attr(
     test,

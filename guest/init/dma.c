@@ -57,6 +57,18 @@ static struct named_space *find_space(const char *name)
 	return NULL;
 }
 
+struct device *device_named(const char *name)
+{
+	return find_device(name, NULL);
+}
+
+struct space *space_named(const char *name)
+{
+	struct named_space *space = find_space(name);
+
+	return space ? &space->space : NULL;
+}
+
 static void open_device(struct words words)
 {
 	char *name;

@@ -24,6 +24,7 @@ struct command {
 extern const struct command file_commands[];
 extern const struct command pci_commands[];
 extern const struct command vfio_commands[];
+extern const struct command fault_commands[];
 extern const struct command log_commands[];
 extern const struct command system_commands[];
 
@@ -39,6 +40,10 @@ void fail_errno(const char *format, ...) __attribute__((format(printf, 1, 2)));
 bool number(const char *word, uint64_t *value);
 /* The words from `first` on, separated by blanks; valid until the next call. */
 const char *join(struct words words, int first);
+
+/* What the VFIO commands have opened under a name; answer and return NULL when there is no such thing. */
+struct device *device_named(const char *name);
+struct space *space_named(const char *name);
 
 /* Reads a whole small file without its last newline; NULL and errno on failure; valid until the next call. */
 const char *slurp(const char *path);

@@ -85,10 +85,15 @@ struct vfio_detach_arg {
 #define IOMMUFD_IOAS_RANGES _IO(';', 0x84)
 #define IOMMUFD_IOAS_MAP _IO(';', 0x85)
 #define IOMMUFD_IOAS_UNMAP _IO(';', 0x86)
+#define IOMMUFD_HWPT_ALLOC _IO(';', 0x89)
+#define IOMMUFD_FAULT_QUEUE_ALLOC _IO(';', 0x8e)
 
 #define IOMMUFD_MAP_FIXED 1
 #define IOMMUFD_MAP_WRITE 2
 #define IOMMUFD_MAP_READ 4
+#define IOMMUFD_HWPT_FAULT_ID_VALID 4
+#define IOMMUFD_FAULT_PASID_VALID 1
+#define IOMMUFD_FAULT_LAST_PAGE 2
 
 struct iommufd_destroy_arg {
 	uint32_t size, id;
@@ -117,6 +122,28 @@ struct iommufd_unmap_arg {
 	uint64_t iova, length;
 };
 
+struct iommufd_hwpt_alloc_arg {
+	uint32_t size, flags, dev_id, pt_id, hwpt, reserved, data_type, data_len;
+	uint64_t data;
+	uint32_t fault_id, reserved2;
+};
+
+struct iommufd_fault_queue_arg {
+	uint32_t size, flags, fault_id;
+	int32_t fd;
+};
+
+/* What a fault queue's file is read for, and what is written to it. */
+struct iommufd_fault {
+	uint32_t flags, dev_id, pasid, group, perm, reserved;
+	uint64_t address;
+	uint32_t length, cookie;
+};
+
+struct iommufd_fault_answer {
+	uint32_t cookie, code;
+};
+
 /* The DMA map benchmark (CONFIG_DMA_MAP_BENCHMARK). */
 struct dma_benchmark_arg {
 	uint64_t map_100ns, map_stddev, unmap_100ns, unmap_stddev;
@@ -130,6 +157,8 @@ struct dma_benchmark_arg {
 _Static_assert(sizeof(struct vfio_info_arg) == 24, "VFIO_IOMMU_GET_INFO");
 _Static_assert(sizeof(struct iommufd_map_arg) == 40, "IOMMU_IOAS_MAP");
 _Static_assert(sizeof(struct iommufd_ranges_arg) == 32, "IOMMU_IOAS_IOVA_RANGES");
+_Static_assert(sizeof(struct iommufd_hwpt_alloc_arg) == 48, "IOMMU_HWPT_ALLOC");
+_Static_assert(sizeof(struct iommufd_fault) == 40, "struct iommu_hwpt_pgfault");
 _Static_assert(sizeof(struct dma_benchmark_arg) == 136, "DMA_MAP_BENCHMARK");
 
 #endif

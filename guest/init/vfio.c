@@ -70,8 +70,10 @@ bool device_open(struct device *device, const char *address)
 		if (device->fd < 0)
 			return false;
 		struct vfio_bind_arg bind = { .argsz = sizeof bind, .iommufd = iommufd };
-		if (CALL(device->fd, VFIO_DEVICE_BIND, &bind))
+		if (CALL(device->fd, VFIO_DEVICE_BIND, &bind)) {
+			device->id = bind.devid;
 			return true;
+		}
 		int reason = errno;
 		device_close(device);
 		errno = reason;
@@ -126,6 +128,54 @@ bool device_detach(struct device *device)
 	return CALL(device->group, VFIO_GROUP_LEAVE_CONTAINER, NULL);
 }
 
+static void destroy(uint32_t id)
+{
+	struct iommufd_destroy_arg arg = { .size = sizeof arg, .id = id };
+
+	ioctl(iommufd, IOMMUFD_DESTROY, &arg);
+}
+
+bool table_open(struct table *table, struct device *device, struct space *space)
+{
+	struct iommufd_fault_queue_arg queue = { .size = sizeof queue };
+
+	step = "look for iommufd";
+	errno = ENODEV;
+	if (space->container >= 0 || !CALL(iommufd, IOMMUFD_FAULT_QUEUE_ALLOC, &queue))
+		return false;
+	struct iommufd_hwpt_alloc_arg alloc = {
+		.size = sizeof alloc,
+		.flags = IOMMUFD_HWPT_FAULT_ID_VALID,
+		.dev_id = device->id,
+		.pt_id = space->ioas,
+		.fault_id = queue.fault_id,
+	};
+	*table = (struct table){ .queue = queue.fault_id, .fd = queue.fd };
+	if (CALL(iommufd, IOMMUFD_HWPT_ALLOC, &alloc)) {
+		table->hwpt = alloc.hwpt;
+		return true;
+	}
+	int reason = errno;
+	close(table->fd);
+	destroy(table->queue);
+	errno = reason;
+	return false;
+}
+
+void table_close(struct table *table)
+{
+	destroy(table->hwpt);
+	close(table->fd);
+	destroy(table->queue);
+}
+
+bool device_attach_table(struct device *device, struct table *table)
+{
+	struct vfio_attach_arg attach = { .argsz = sizeof attach, .pt_id = table->hwpt };
+
+	return CALL(device->fd, VFIO_DEVICE_ATTACH, &attach);
+}
+
 bool space_open(struct space *space)
 {
 	*space = (struct space){ .container = -1 };
@@ -142,12 +192,10 @@ bool space_open(struct space *space)
 
 void space_close(struct space *space)
 {
-	struct iommufd_destroy_arg destroy = { .size = sizeof destroy, .id = space->ioas };
-
 	if (space->container >= 0)
 		close(space->container);
 	else
-		ioctl(iommufd, IOMMUFD_DESTROY, &destroy);
+		destroy(space->ioas);
 }
 
 bool space_map(struct space *space, uint64_t iova, void *memory, uint64_t length, bool read, bool write)

@@ -4,6 +4,8 @@
  *
  *     device ── attach ── space ── map ── memory of this process
  *
+ * With iommufd, a page table with a fault queue can stand between device and space.
+ *
  * All functions return false with errno set, and vfio_step() names the step that failed.
  */
 #ifndef VFIO_H
@@ -16,6 +18,7 @@
 struct device {
 	int fd;		/* -1 while a group's device is attached to nothing */
 	int group;	/* -1 with a device file */
+	uint32_t id;	/* in iommufd */
 	char address[32];
 };
 
@@ -24,6 +27,12 @@ struct space {
 	uint32_t ioas;
 	int container;	/* -1 with iommufd */
 	bool has_type;	/* a container gets its type with its first group */
+};
+
+/* A page table of an address space, with a queue for the page requests of the devices that are attached to it. */
+struct table {
+	uint32_t hwpt, queue;
+	int fd;		/* the queue: faults are read, answers are written */
 };
 
 struct range {
@@ -36,6 +45,11 @@ bool device_open(struct device *device, const char *address);
 void device_close(struct device *device);
 bool device_attach(struct device *device, struct space *space);
 bool device_detach(struct device *device);
+
+/* Only with iommufd. A table goes before its address space. */
+bool table_open(struct table *table, struct device *device, struct space *space);
+void table_close(struct table *table);
+bool device_attach_table(struct device *device, struct table *table);
 
 bool space_open(struct space *space);
 void space_close(struct space *space);

@@ -14,6 +14,7 @@ from .cache import Missing, say
 
 SOURCE = "linux-source-7.2"
 FRAGMENT = pathlib.Path(__file__).resolve().parents[2] / "guest" / "kernel" / "lab.config"
+SERIES = pathlib.Path(__file__).resolve().parents[2] / "guest" / "linux"
 
 # What a build on a bare machine wants: command or file, and the package that has it.
 TOOLS = {
@@ -135,6 +136,26 @@ def ensure_kernel() -> Kernel:
 def tree() -> tuple[pathlib.Path, pathlib.Path]:
     """Source and build directories of the lab kernel, to build other modules against."""
     return ensure_source(), ensure_kernel().image.parent / "build"
+
+
+@functools.cache
+def ensure_patched_modules() -> pathlib.Path:
+    """A directory with the virtio-iommu module of guest/linux/ for the lab kernel."""
+    if modules := os.environ.get("VDI_PATCHED_MODULES"):
+        return pathlib.Path(modules)
+    source, build = tree()
+    if not build.is_dir():
+        raise Missing(f"patched driver: {build} does not exist: set VDI_PATCHED_MODULES, or unset VDI_KERNEL")
+
+    def make(path: pathlib.Path) -> None:
+        debian.need_tools({**TOOLS, "git": "git"})
+        debian.run([str(SERIES / "build"), str(source), str(build), str(path / "build")], "patched driver")
+        modules = path / "modules"
+        modules.mkdir()
+        shutil.copy(path / "build" / "virtio-iommu.ko", modules)
+
+    content = [file.read_text() for file in (SERIES / "build", *sorted(SERIES.glob("*.patch")))]
+    return cache.entry(f"patched-{cache.key(build.parent.name, *content)}", make) / "modules"
 
 
 @functools.cache

@@ -5,6 +5,7 @@
 |---|---|
 | `VDI_QEMU` | the command that runs QEMU 11.1 |
 | `VDI_KERNEL`, `VDI_MODULES` | the lab kernel and the directory of its modules |
+| `VDI_PATCHED_MODULES` | the directory of the lab kernel's module that guest/linux/ makes |
 | `VDI_DEBIAN_KERNEL`, `VDI_DEBIAN_MODULES` | Debian's packaged kernel, likewise |
 | `VDI_BACKEND` | the program under test |
 | `VDI_INIT` | the guest's program, made by `make -C guest` |
@@ -22,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "qemu-scrip
 
 from vdi_lab import initramfs  # noqa: E402
 
-__all__ = ["Kernel", "Missing", "backend", "debian_kernel", "guest_init", "initramfs", "lab_kernel", "qemu"]
+__all__ = ["Kernel", "Missing", "backend", "debian_kernel", "guest_init", "initramfs", "lab_kernel", "patched_kernel", "qemu"]
 
 
 class Missing(Exception):
@@ -64,6 +65,11 @@ def guest_init() -> pathlib.Path:
 
 def lab_kernel() -> Kernel:
     return Kernel(_path("VDI_KERNEL"), _path("VDI_MODULES"))
+
+
+def patched_kernel() -> Kernel:
+    """The lab kernel with the driver of guest/linux/: its other modules are not needed."""
+    return Kernel(_path("VDI_KERNEL"), _path("VDI_PATCHED_MODULES"))
 
 
 def debian_kernel() -> Kernel:

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Page requests in a Linux guest with the driver of guest/linux/: VFIO and iommufd with a fault queue in it."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from harness import lab
+from harness.control import Control, ControlError
+from harness.guest import Guest, GuestError, pattern
+from harness.machine import ENDPOINTS
+from harness.testcase import FunctionalTest
+from test_dma import DmaCases
+
+FIRST, SECOND = ENDPOINTS
+IOVA = 0x100_0000
+PAGE = 0x1000
+DRIVER = "/sys/bus/virtio/drivers/virtio_iommu"
+
+
+class Call(threading.Thread):
+    """Something that blocks until the guest has answered: its result, or its error."""
+
+    def __init__(self, run: Callable[[], Any]):
+        super().__init__(daemon=True)
+        self._run = run
+        self._result: Any = None
+        self._error: ControlError | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._result = self._run()
+        except ControlError as error:
+            self._error = error
+
+    def result(self) -> Any:
+        self.join(60)
+        if self.is_alive():
+            raise TimeoutError("the back-end has not answered")
+        if self._error:
+            raise self._error
+        return self._result
+
+
+def fields(line: str) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in line.split())
+
+
+class PatchedDriverDmaTest(DmaCases, FunctionalTest):
+    """What works with the stock driver works with the patched one."""
+
+    kernel = staticmethod(lab.patched_kernel)
+    keeps_mappings_without_devices = True
+
+
+class PageRequestTest(FunctionalTest):
+    kernel = staticmethod(lab.patched_kernel)
+
+    def connect(self) -> Control:
+        """A control connection of its own, for what blocks."""
+        control = Control(self.directory / "control.sock", timeout=60)
+        self.addCleanup(control.close)
+        return control
+
+    def attach_table(self, guest: Guest, name: str, function: str) -> None:
+        """Opens a function, and attaches it to a page table with a fault queue on an address space of its own."""
+        guest.open_vfio(name, function)
+        guest.run(f"ioas {name}")
+        guest.run(f"table {name} {name} {name}")
+        guest.run(f"attach-table {name} {name}")
+
+    def start_attached(self, *options: str):
+        machine, guest, control = self.start("--page-response-timeout", "0", *options)
+        self.attach_table(guest, "one", FIRST)
+        return machine, guest, control
+
+    def faults(self, guest: Guest, table: str) -> list[dict[str, str]]:
+        return [fields(line) for line in guest.lines(f"faults {table} 20")]
+
+    def assert_answered(self, control: Control, groups: int) -> None:
+        """Asserts that the guest answered each group once, and nothing failed."""
+        counters = control.counters()
+        self.assertEqual(counters["page_request_groups"], groups)
+        self.assertEqual(counters["page_response"], groups)
+        self.assertEqual(counters["page_response_stale"], 0)
+        self.assertEqual(counters["page_request_unwanted"], 0)
+        self.assert_clean(control)
+
+    def test_features_are_negotiated_and_asked_for_at_attach_only_with_a_fault_queue(self):
+        _, guest, control = self.start()
+        self.assertEqual({"PAGE_REQUEST", "PASID"} & set(control.status()["features"]), {"PAGE_REQUEST", "PASID"})
+        self.attach_vfio(guest, "one", FIRST, "plain")
+        self.attach_table(guest, "two", SECOND)
+        self.assertFalse(control.endpoint(FIRST)["page_requests"])
+        self.assertTrue(control.endpoint(SECOND)["page_requests"])
+        # Without a fault queue an access fails at once.
+        self.assert_refused("TranslationFault", control.dma_read, FIRST, IOVA, 16)
+        self.assert_clean(control)
+
+    def test_read_of_an_unmapped_page_completes_when_the_guest_has_mapped_it(self):
+        _, guest, control = self.start_attached()
+        reader = self.connect()
+        read = Call(lambda: reader.dma_read(FIRST, IOVA + 0x10, 64))
+        (fault,) = self.faults(guest, "one")
+        self.assertEqual((fault["address"], fault["access"], fault["last"]), (hex(IOVA), "r", "1"))
+        self.assertEqual(fault["pasid"], "none")
+        guest.map("one", IOVA, PAGE, "rw", 5)
+        guest.run(f"answer one {fault['cookie']} success")
+        self.assertEqual(read.result(), pattern(5, PAGE)[0x10:0x50])
+        self.assert_answered(control, 1)
+
+    def test_write_over_several_pages_is_mapped_page_by_page(self):
+        _, guest, control = self.start_attached()
+        data = bytes(range(256)) * (3 * PAGE // 256)
+        writer = self.connect()
+        write = Call(lambda: writer.dma_write(FIRST, IOVA, data))
+        for page in range(IOVA, IOVA + 3 * PAGE, PAGE):
+            (fault,) = self.faults(guest, "one")
+            self.assertEqual((fault["address"], fault["access"]), (hex(page), "w"))
+            guest.map("one", page, PAGE, "rw", 0)
+            guest.run(f"answer one {fault['cookie']} success")
+        write.result()
+        for page in range(3):
+            self.assertEqual(guest.peek("one", IOVA + page * PAGE, 256), bytes(range(256)))
+        self.assert_answered(control, 3)
+
+    def test_group_of_many_requests_arrives_whole_and_has_one_answer(self):
+        _, guest, control = self.start_attached()
+        asker = self.connect()
+        pages = [{"iova": IOVA + i * PAGE, "access": "rw"} for i in range(40)]
+        call = Call(lambda: asker.execute("page-request", endpoint=FIRST, pages=pages))
+        faults = self.faults(guest, "one")
+        self.assertEqual(len(faults), 40)
+        self.assertEqual({fault["address"] for fault in faults}, {hex(page["iova"]) for page in pages})
+        self.assertEqual(len({fault["cookie"] for fault in faults}), 1)
+        self.assertEqual([fault["last"] for fault in faults], ["0"] * 39 + ["1"])
+        guest.run(f"answer one {faults[0]['cookie']} success")
+        call.result()
+        self.assert_answered(control, 1)
+
+    def test_invalid_answer_fails_the_access(self):
+        _, guest, control = self.start_attached()
+        reader = self.connect()
+        read = Call(lambda: reader.dma_read(FIRST, IOVA, 64))
+        (fault,) = self.faults(guest, "one")
+        guest.run(f"answer one {fault['cookie']} invalid")
+        self.assert_refused("PageRequestFailed", read.result)
+        # A second answer meets nothing.
+        with self.assertRaises(GuestError):
+            guest.run(f"answer one {fault['cookie']} success")
+        self.assert_answered(control, 1)
+
+    def test_endpoint_that_is_not_answered_does_not_hold_up_another(self):
+        _, guest, control = self.start_attached()
+        self.attach_table(guest, "two", SECOND)
+        first, second = self.connect(), self.connect()
+        stuck = Call(lambda: first.dma_read(FIRST, IOVA, 16))
+        self.wait_until("the first fault", lambda: control.counters()["page_request_groups_delivered"] == 1)
+        read = Call(lambda: second.dma_read(SECOND, IOVA, 16))
+        (fault,) = self.faults(guest, "two")
+        guest.map("two", IOVA, PAGE, "r", 9)
+        guest.run(f"answer two {fault['cookie']} success")
+        self.assertEqual(read.result(), pattern(9, 16))
+        (fault,) = self.faults(guest, "one")
+        guest.run(f"answer one {fault['cookie']} invalid")
+        self.assert_refused("PageRequestFailed", stuck.result)
+        self.assert_answered(control, 2)
+
+    def test_detach_ends_the_groups_that_wait(self):
+        _, guest, control = self.start_attached()
+        asker = self.connect()
+        read = Call(lambda: asker.dma_read(FIRST, IOVA, 16))
+        (fault,) = self.faults(guest, "one")
+        guest.run("detach one")
+        self.assert_refused("PageRequestFailed", read.result)
+        # The guest's kernel has answered too, and did not mind that it was late.
+        with self.assertRaises(GuestError):
+            guest.run(f"answer one {fault['cookie']} success")
+        guest.run("attach-table one one")
+        read = Call(lambda: asker.dma_read(FIRST, IOVA, 16))
+        (fault,) = self.faults(guest, "one")
+        guest.map("one", IOVA, PAGE, "r", 3)
+        guest.run(f"answer one {fault['cookie']} success")
+        self.assertEqual(read.result(), pattern(3, 16))
+        self.assert_clean(control)
+
+    def test_driver_is_unbound_with_endpoints_present(self):
+        _, guest, control = self.start()
+        device = next(name for name in guest.lines(f"ls {DRIVER}") if name.startswith("virtio"))
+        guest.run(f"write {DRIVER}/unbind {device}")
+        self.assertEqual(guest.group_types(), {})
+        self.assertEqual(control.status()["domains"], [])

@@ -45,8 +45,11 @@ echo {marker} started
 cd {directory} && {command} </dev/null
 status=$?
 dmesg >{log}
+echo $status >{status}
 sync
 echo {marker} status $status
+# Waits until the console has sent what was written: the reset would swallow it.
+stty echo <&1
 echo b >/proc/sysrq-trigger
 sleep 60
 """
@@ -99,7 +102,7 @@ def run(host: Host, program: list[str], output: Output = sys.stdout) -> Result:
     marker = f"lab-{secrets.token_hex(8)}"
     with tempfile.TemporaryDirectory(prefix="vdi-lab-", dir="/var/tmp") as scratch:
         directory = pathlib.Path(scratch)
-        init, log = directory / "init", directory / "dmesg"
+        init, log, result = directory / "init", directory / "dmesg", directory / "status"
         environment = {"RUST_BACKTRACE": "1", **host.environment}
         init.write_text(
             INIT.format(
@@ -110,6 +113,7 @@ def run(host: Host, program: list[str], output: Output = sys.stdout) -> Result:
                 directory=shlex.quote(os.getcwd()),
                 command=shlex.join(program),
                 log=log,
+                status=result,
             )
         )
         init.chmod(0o755)
@@ -123,6 +127,10 @@ def run(host: Host, program: list[str], output: Output = sys.stdout) -> Result:
             finally:
                 timer.cancel()
                 process.kill()
+        if status is None and result.exists():
+            # The program ended in good order; the last line on the console was lost.
+            text = result.read_text().strip()
+            status = int(text) if text.isdigit() else None
         if status is None:
             if not started:
                 raise Missing(f"the lab kernel did not start: {last or 'no output'}")

@@ -13,15 +13,15 @@ use crate::common::queue::VirtQueue;
 use crate::common::requests::{self, ATTACH_PAGE_REQUEST, READ, WRITE};
 use crate::common::{Guest, GuestOptions};
 use crate::kernel;
-use crate::median;
 use crate::program::{ENDPOINT, OTHER, Program};
+use crate::{Figure, compare, median};
 
 const IOVA: u64 = 0x4000_0000;
 const GIB: u64 = 1 << 30;
 const GPA: u64 = 4 * GIB;
 const SAMPLES: usize = 40;
 
-pub fn figure() {
+pub fn figure() -> Figure {
     let program = Program::start(&["--page-response-timeout", "0", "--log-level", "error"]);
     let mut guest = program.guest_with(&GuestOptions {
         queue_size: 256,
@@ -67,12 +67,13 @@ pub fn figure() {
         during.len()
     );
     assert!(!during.is_empty(), "none fell into the MAP");
-    crate::line(
+    compare(
         "page request during a MAP of 1 GiB",
         median(during),
         ("alone", alone),
         2.0,
-    );
+        "at most 2",
+    )
 }
 
 fn in_progress(queue: &VirtQueue) -> bool {

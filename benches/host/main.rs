@@ -5,6 +5,8 @@
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
+#[path = "../common/figure.rs"]
+mod figure;
 #[path = "../../tests/host_suite/kernel.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod kernel;
@@ -15,26 +17,20 @@ mod program;
 mod delay;
 mod map;
 
+use figure::{Figure, median, print};
+
 fn main() {
-    println!("| what | ours | beside | ratio | goal | |");
-    println!("|---|---|---|---|---|---|");
-    map::figure();
-    delay::figure();
+    print(&[map::figure(), delay::figure()]);
 }
 
-/// Prints a line of the table.
-fn line(what: &str, ours: f64, beside: (&str, f64), goal: f64) {
+/// Microseconds beside others.
+fn compare(what: &str, ours: f64, beside: (&str, f64), most: f64, goal: &'static str) -> Figure {
     let ratio = ours / beside.1;
-    println!(
-        "| {what} | {ours:.1} µs | {} {:.1} µs | {ratio:.2} | at most {goal} | {} |",
-        beside.0,
-        beside.1,
-        if ratio <= goal { "met" } else { "MISSED" }
-    );
-}
-
-/// The value in the middle.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    Figure {
+        what: what.into(),
+        ours: format!("{ours:.1} µs"),
+        beside: Some((format!("{} {:.1} µs", beside.0, beside.1), ratio)),
+        goal,
+        met: ratio <= most,
+    }
 }

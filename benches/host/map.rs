@@ -14,7 +14,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use crate::common::ram;
 use crate::common::requests::{self, READ, WRITE};
 use crate::kernel::{Kernel, io, ioctl};
-use crate::median;
+use crate::{Figure, compare, median};
 
 const IOMMU_IOAS_COPY: u64 = io(0x83);
 const IOMMU_IOAS_UNMAP: u64 = io(0x86);
@@ -31,7 +31,7 @@ fn iova(page: u64) -> u64 {
     IOVA + 2 * page * PAGE
 }
 
-pub fn figure() {
+pub fn figure() -> Figure {
     let kernel = Kernel::open();
     // The first address space of a host is the one that guest memory is placed in.
     let host = IommufdHost::new(kernel.descriptor()).expect("a host");
@@ -90,12 +90,13 @@ pub fn figure() {
         let mut all = [24u32, domain, 0, 0, u32::MAX, u32::MAX];
         ioctl(&context, IOMMU_IOAS_UNMAP, &mut all).expect("IOMMU_IOAS_UNMAP");
     }
-    crate::line(
+    compare(
         "MAP of a page, device and host",
         median(ours),
         ("bare IOMMU_IOAS_COPY", median(bare)),
         1.3,
-    );
+        "at most 1.3",
+    )
 }
 
 fn announced(region: &impl GuestMemoryRegion) -> MemoryRegion {

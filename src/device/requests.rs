@@ -114,23 +114,23 @@ impl<'a> Requests<'a> {
         }
         // Everything else sees the host as the UNMAPs before it have left it.
         let settled = self.settle();
+        let counters = &self.device.counters;
         let result = match request {
             Request::Map { domain, mapping } => self.map(domain, &mapping),
-            Request::Attach(attach) => {
-                let result = self.device.attach(&mut self.state, &attach);
-                self.counted(result, &self.device.counters.attach)
-            }
-            Request::Detach(detach) => {
-                let result = self.device.detach(&mut self.state, &detach);
-                self.counted(result, &self.device.counters.detach)
-            }
-            Request::PageResponse(response) => {
-                let result = self.page_response(&response);
-                self.counted(result, &self.device.counters.page_response)
-            }
+            Request::Attach(attach) => self
+                .device
+                .attach(&mut self.state, &attach)
+                .inspect(|()| counters.attach.increment()),
+            Request::Detach(detach) => self
+                .device
+                .detach(&mut self.state, &detach)
+                .inspect(|()| counters.detach.increment()),
+            Request::PageResponse(response) => self
+                .page_response(&response)
+                .inspect(|()| counters.page_response.increment()),
             Request::Probe { endpoint } => match self.probe(endpoint, writable_len) {
                 Ok(()) => {
-                    self.device.counters.probe.increment();
+                    counters.probe.increment();
                     return Step {
                         settled,
                         reply: Reply::Properties,
@@ -163,14 +163,6 @@ impl<'a> Requests<'a> {
             settled,
             reply: Reply::Status(status),
         }
-    }
-
-    fn counted(
-        &self,
-        result: Result<(), Status>,
-        counter: &crate::device::counters::Counter,
-    ) -> Result<(), Status> {
-        result.inspect(|()| counter.increment())
     }
 
     fn map(&mut self, id: DomainId, mapping: &Mapping) -> Result<(), Status> {

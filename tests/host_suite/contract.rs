@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The iommufd host on its own, held to the `Host` contract.
 
+mod failures;
 mod groups;
 mod maps;
 mod moves;

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Every step of iommufd that can fail, made to fail: the kernel's own way to test its error paths
+//! (Documentation/fault-injection), turned on ours.
+
+use super::*;
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+
+const IOVA: u64 = 0x4000_0000;
+const OTHER_IOVA: u64 = 0x5000_0000;
+
+/// Makes a step of this thread's system calls fail.
+struct FailNth(File);
+
+impl FailNth {
+    fn open() -> Self {
+        // A failure on purpose is not to be in the kernel's log with a call trace, where bugs are looked for.
+        quiet();
+        let path = "/proc/thread-self/fail-nth";
+        let file = File::options().read(true).write(true).open(path);
+        Self(file.unwrap_or_else(|error| panic!("{path} (CONFIG_FAULT_INJECTION): {error}")))
+    }
+
+    /// Runs `operation` with its `nth` step failing; with its result, whether it came that far.
+    fn during<T>(&self, nth: usize, operation: impl FnOnce() -> T) -> (T, bool) {
+        self.0.write_at(nth.to_string().as_bytes(), 0).unwrap();
+        let result = operation();
+        let mut left = [0; 16];
+        let length = self.0.read_at(&mut left, 0).unwrap();
+        self.0.write_at(b"0", 0).unwrap();
+        (result, left[..length].starts_with(b"0"))
+    }
+}
+
+/// Has the kernel make iommufd's failures without a word.
+fn quiet() {
+    let debugfs = tempfile::tempdir().unwrap();
+    let target = CString::new(debugfs.path().as_os_str().as_bytes()).unwrap();
+    let kind = c"debugfs".as_ptr();
+    // SAFETY: all are strings with their ends; a file system of this kind takes no options.
+    let mounted = unsafe { libc::mount(kind, target.as_ptr(), kind, 0, std::ptr::null()) };
+    assert_eq!(mounted, 0, "debugfs: {}", std::io::Error::last_os_error());
+    let written = std::fs::write(debugfs.path().join("fail_iommufd/verbose"), "0");
+    // SAFETY: a string with its end.
+    unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+    written.unwrap();
+}
+
+/// Runs an operation once for each of its steps, on a new bench each time, with that step failing. Where it then
+/// fails, `before` must hold, and a second try must succeed; in the end `after` must hold.
+fn each_step_failing<S>(
+    setup: impl Fn() -> S,
+    operation: impl Fn(&S) -> Result<(), HostError>,
+    before: impl Fn(&S) -> bool,
+    after: impl Fn(&S) -> bool,
+) {
+    let fail = FailNth::open();
+    let mut failures = 0;
+    for nth in 1.. {
+        let bench = setup();
+        let (result, injected) = fail.during(nth, || operation(&bench));
+        if let Err(error) = result {
+            assert!(injected, "without a failure of the kernel: {error}");
+            failures += 1;
+            assert!(before(&bench), "after failure {nth}: {error}");
+            operation(&bench).unwrap();
+        }
+        assert!(after(&bench), "after step {nth}");
+        if !injected {
+            break;
+        }
+    }
+    assert!(failures > 0, "no step can fail");
+}
+
+struct Attached {
+    device: MockDevice,
+    domain: Domain,
+    bench: Bench,
+}
+
+/// An endpoint in a domain, in memory of two regions: guest-physical 16 MiB to 18 MiB.
+fn attached() -> Attached {
+    let bench = Bench::new();
+    let device = bench.endpoint(1);
+    let domain = bench.domain(1);
+    bench.attach(1, unwanted(&domain)).unwrap();
+    bench.update_memory(&[], &regions(&bench)).unwrap();
+    Attached {
+        device,
+        domain,
+        bench,
+    }
+}
+
+/// Adjacent in the guest, not in the file.
+fn regions(bench: &Bench) -> [MemoryRegion; 2] {
+    [
+        bench.ram.region(16 * MIB, 0, MIB),
+        bench.ram.region(17 * MIB, 4 * MIB, MIB),
+    ]
+}
+
+impl Attached {
+    /// Whether the device reaches all of the memory through the addresses from `iova` on.
+    fn reaches_all(&self, iova: u64) -> bool {
+        self.bench.reaches(self.device, iova, MIB, 0)
+            && self.bench.reaches(self.device, iova + MIB, MIB, 4 * MIB)
+    }
+
+    fn reaches_nothing(&self, iova: u64) -> bool {
+        self.bench.reaches_none(self.device, iova, MIB, 0)
+            && self
+                .bench
+                .reaches_none(self.device, iova + MIB, MIB, 4 * MIB)
+    }
+}
+
+#[test]
+fn a_map_that_fails_anywhere_leaves_nothing() {
+    each_step_failing(
+        attached,
+        |s| s.bench.map(&s.domain, IOVA, 2 * MIB, 16 * MIB),
+        |s| s.reaches_nothing(IOVA),
+        |s| s.reaches_all(IOVA),
+    );
+}
+
+#[test]
+fn an_attach_that_fails_anywhere_leaves_the_old_attachment() {
+    for page_requests in [PageRequests::Unwanted, PageRequests::Reported] {
+        each_step_failing(
+            || {
+                let s = attached();
+                s.bench.map(&s.domain, IOVA, 2 * MIB, 16 * MIB).unwrap();
+                let other = s.bench.domain(2);
+                s.bench.map(&other, OTHER_IOVA, MIB, 17 * MIB).unwrap();
+                (s, other)
+            },
+            |(s, other)| s.bench.attach(1, in_domain(other, page_requests)),
+            |(s, _)| s.reaches_all(IOVA),
+            |(s, _)| s.reaches_nothing(IOVA) && s.bench.reaches(s.device, OTHER_IOVA, MIB, 4 * MIB),
+        );
+    }
+}
+
+#[test]
+fn a_move_to_bypass_that_fails_anywhere_leaves_the_old_attachment() {
+    each_step_failing(
+        || {
+            let s = attached();
+            s.bench.map(&s.domain, IOVA, 2 * MIB, 16 * MIB).unwrap();
+            s
+        },
+        |s| s.bench.attach(1, Attachment::Bypass),
+        |s| s.reaches_all(IOVA) && s.reaches_nothing(16 * MIB),
+        |s| s.reaches_nothing(IOVA) && s.reaches_all(16 * MIB),
+    );
+}
+
+#[test]
+fn an_attach_of_a_pasid_that_fails_anywhere_attaches_nothing() {
+    const PASID: u32 = 7;
+    each_step_failing(
+        attached,
+        |s| {
+            s.bench
+                .host
+                .attach(with_pasid(1, PASID), reported(&s.domain))
+        },
+        |s| s.bench.kernel.page_table_of(s.device, PASID).is_none(),
+        |s| s.bench.kernel.page_table_of(s.device, PASID).is_some(),
+    );
+}
+
+#[test]
+fn memory_that_could_not_be_added_harms_nothing_else() {
+    let fail = FailNth::open();
+    let mut failures = 0;
+    for nth in 1.. {
+        let s = attached();
+        s.bench.map(&s.domain, IOVA, 4 * MIB, 16 * MIB).unwrap();
+        let added = s.bench.ram.region(18 * MIB, 8 * MIB, 2 * MIB);
+        let added = std::slice::from_ref(&added);
+        let (result, injected) = fail.during(nth, || s.bench.update_memory(&[], added));
+        failures += usize::from(result.is_err());
+        assert!(s.reaches_all(IOVA), "after step {nth}");
+        // Taken away and added again, it is there.
+        s.bench.update_memory(added, &[]).unwrap();
+        s.bench.update_memory(&[], added).unwrap();
+        assert!(s.bench.reaches(s.device, IOVA + 2 * MIB, 2 * MIB, 8 * MIB));
+        if !injected {
+            break;
+        }
+    }
+    assert!(failures > 0, "no step can fail");
+}
+
+#[test]
+fn an_unmap_has_no_step_that_can_fail_once_its_address_space_is_found() {
+    let fail = FailNth::open();
+    let s = attached();
+    s.bench.map(&s.domain, IOVA, 2 * MIB, 16 * MIB).unwrap();
+    // The first step is the look-up of the address space, which is ours and cannot be missing.
+    let (result, injected) = fail.during(2, || s.bench.unmap(&s.domain, IOVA, 2 * MIB));
+    result.unwrap();
+    assert!(!injected);
+    assert!(s.reaches_nothing(IOVA));
+}

@@ -48,18 +48,35 @@ static struct device *find_device(const char *name, char **name_place)
 	return NULL;
 }
 
-static struct named_space *find_space(const char *name)
+static struct named_space *lookup_space(const char *name)
 {
 	for (int i = 0; i < MOST; i++)
 		if (!strcmp(spaces[i].name, name))
 			return &spaces[i];
-	fail("no address space \"%s\"", name);
 	return NULL;
+}
+
+/* The same; answers when there is none. */
+static struct named_space *find_space(const char *name)
+{
+	struct named_space *space = lookup_space(name);
+
+	if (!space)
+		fail("no address space \"%s\"", name);
+	return space;
 }
 
 struct device *device_named(const char *name)
 {
 	return find_device(name, NULL);
+}
+
+const char *device_address(uint32_t id)
+{
+	for (int i = 0; i < MOST; i++)
+		if (devices[i].name[0] && devices[i].device.id == id)
+			return devices[i].device.address;
+	return "unknown";
 }
 
 struct space *space_named(const char *name)
@@ -175,6 +192,28 @@ static uint8_t pattern(uint64_t seed, uint64_t i)
 	return seed + 31 * i + 17 * (i >> 8);
 }
 
+/* A new buffer with a pattern in it, in no address space yet; NULL and errno without memory. */
+static struct buffer *new_buffer(uint64_t iova, uint64_t length, uint64_t seed)
+{
+	struct buffer *buffer = malloc(sizeof *buffer);
+	uint8_t *memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (!buffer || memory == MAP_FAILED) {
+		free(buffer);
+		return NULL;
+	}
+	for (uint64_t i = 0; i < length; i++)
+		memory[i] = pattern(seed, i);
+	*buffer = (struct buffer){ NULL, iova, length, memory };
+	return buffer;
+}
+
+static void keep_buffer(struct named_space *space, struct buffer *buffer)
+{
+	buffer->next = space->buffers;
+	space->buffers = buffer;
+}
+
 static void map(struct words words)
 {
 	struct named_space *space = find_space(words.word[0]);
@@ -183,23 +222,33 @@ static void map(struct words words)
 	if (!space || !number(words.word[1], &iova) || !number(words.word[2], &length) ||
 	    !number(words.word[4], &seed))
 		return;
-	uint8_t *memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	struct buffer *buffer = malloc(sizeof *buffer);
-	if (memory == MAP_FAILED || !buffer) {
-		free(buffer);
+	struct buffer *buffer = new_buffer(iova, length, seed);
+	if (!buffer)
 		return fail_errno("a buffer of %llu bytes", (unsigned long long)length);
-	}
-	for (uint64_t i = 0; i < length; i++)
-		memory[i] = pattern(seed, i);
-	if (!space_map(&space->space, iova, memory, length, strchr(words.word[3], 'r'), strchr(words.word[3], 'w'))) {
+	bool read = strchr(words.word[3], 'r'), write = strchr(words.word[3], 'w');
+	if (!space_map(&space->space, iova, buffer->memory, length, read, write)) {
 		int reason = errno;
-		munmap(memory, length);
+		munmap(buffer->memory, length);
 		free(buffer);
 		errno = reason;
 		return fail_step();
 	}
-	*buffer = (struct buffer){ space->buffers, iova, length, memory };
-	space->buffers = buffer;
+	keep_buffer(space, buffer);
+	ok("%s", "");
+}
+
+static void add_buffer(struct words words)
+{
+	struct named_space *space = find_space(words.word[0]);
+	uint64_t iova, length, seed;
+
+	if (!space || !number(words.word[1], &iova) || !number(words.word[2], &length) ||
+	    !number(words.word[3], &seed))
+		return;
+	struct buffer *buffer = new_buffer(iova, length, seed);
+	if (!buffer)
+		return fail_errno("a buffer of %llu bytes", (unsigned long long)length);
+	keep_buffer(space, buffer);
 	ok("%s", "");
 }
 
@@ -216,18 +265,36 @@ static void unmap(struct words words)
 	ok("%s", "");
 }
 
-/* The memory behind [iova, iova + length), which must lie in one buffer; answers when it does not. */
-static uint8_t *memory_at(const char *name, uint64_t iova, uint64_t length)
+/* The memory behind [iova, iova + length), or NULL when that does not lie in one buffer. */
+static uint8_t *find_memory(const struct named_space *space, uint64_t iova, uint64_t length)
 {
-	struct named_space *space = find_space(name);
-
-	if (!space)
-		return NULL;
 	for (struct buffer *b = space->buffers; b; b = b->next)
 		if (iova >= b->iova && iova - b->iova < b->length && length <= b->length - (iova - b->iova))
 			return b->memory + (iova - b->iova);
-	fail("no buffer at %#llx", (unsigned long long)iova);
 	return NULL;
+}
+
+/* The same in the address space of that name; answers when there is none. */
+static uint8_t *memory_at(const char *name, uint64_t iova, uint64_t length)
+{
+	struct named_space *space = find_space(name);
+	uint8_t *memory = space ? find_memory(space, iova, length) : NULL;
+
+	if (space && !memory)
+		fail("no buffer at %#llx", (unsigned long long)iova);
+	return memory;
+}
+
+bool map_from_buffer(const char *name, uint64_t iova, uint64_t length)
+{
+	struct named_space *space = lookup_space(name);
+	uint8_t *memory = space ? find_memory(space, iova, length) : NULL;
+
+	if (!memory) {
+		errno = EFAULT;
+		return false;
+	}
+	return space_map(&space->space, iova, memory, length, true, true);
 }
 
 static void verify(struct words words)
@@ -290,6 +357,7 @@ const struct command vfio_commands[] = {
 	{ "detach", 1, 1, detach },
 	{ "ranges", 1, 1, show_ranges },
 	{ "map", 5, 5, map },
+	{ "buffer", 4, 4, add_buffer },
 	{ "verify", 4, 4, verify },
 	{ "peek", 3, 3, peek },
 	{ "poke", 3, 3, poke },

@@ -28,6 +28,13 @@ static struct named_table *find_table(const char *name)
 	return NULL;
 }
 
+struct table *table_named(const char *name)
+{
+	struct named_table *table = find_table(name);
+
+	return table ? &table->table : NULL;
+}
+
 static void open_table(struct words words)
 {
 	struct named_table *table = find_table("");

@@ -25,6 +25,7 @@ extern const struct command file_commands[];
 extern const struct command pci_commands[];
 extern const struct command vfio_commands[];
 extern const struct command fault_commands[];
+extern const struct command paging_commands[];
 extern const struct command log_commands[];
 extern const struct command system_commands[];
 
@@ -43,7 +44,15 @@ const char *join(struct words words, int first);
 
 /* What the VFIO commands have opened under a name; answer and return NULL when there is no such thing. */
 struct device *device_named(const char *name);
+struct table *table_named(const char *name);
 struct space *space_named(const char *name);
+/* The PCI address of the open device with that number in iommufd. */
+const char *device_address(uint32_t id);
+/* Maps a part of a buffer in an address space, for reading and writing; false and errno, EFAULT without a buffer. */
+bool map_from_buffer(const char *space, uint64_t iova, uint64_t length);
+
+/* CLOCK_MONOTONIC, in nanoseconds. */
+uint64_t now_ns(void);
 
 /* Reads a whole small file without its last newline; NULL and errno on failure; valid until the next call. */
 const char *slurp(const char *path);

@@ -109,7 +109,8 @@ static bool run_from(const struct command *commands, const char *name, struct wo
 static void run(char *text)
 {
 	static const struct command *const tables[] = {
-		file_commands, pci_commands, vfio_commands, fault_commands, log_commands, system_commands,
+		file_commands, pci_commands, vfio_commands, fault_commands, paging_commands, log_commands,
+		system_commands,
 	};
 	char *word[MOST_WORDS], *rest = NULL;
 	int count = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-/* Modules, the DMA map benchmark, reboot. */
+/* Modules, the DMA map benchmark, the clock, reboot. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 #include <sys/reboot.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "init.h"
@@ -61,6 +62,20 @@ static void benchmark(struct words words)
 	   (unsigned long long)arg.unmap_stddev, arg.threads, arg.seconds, arg.pages);
 }
 
+uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * UINT64_C(1000000000) + now.tv_nsec;
+}
+
+static void show_clock(struct words words)
+{
+	(void)words;
+	ok("%llu", (unsigned long long)now_ns());
+}
+
 static void restart(struct words words)
 {
 	(void)words;
@@ -79,6 +94,7 @@ const struct command system_commands[] = {
 	{ "insmod", 1, -1, load_module },
 	{ "rmmod", 1, 1, unload_module },
 	{ "bench", 3, 3, benchmark },
+	{ "clock", 0, 0, show_clock },
 	{ "reboot", 0, 0, restart },
 	{ "poweroff", 0, 0, power_off },
 	{ NULL, 0, 0, NULL },

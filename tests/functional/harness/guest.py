@@ -2,6 +2,7 @@
 """The program in the guest, command by command: see guest/README.md."""
 
 import socket
+from collections.abc import Callable
 
 from .lines import LineSocket
 from .modules import Modules
@@ -35,12 +36,16 @@ class Guest:
 
     def ask(self, command: str, timeout: float = TIMEOUT) -> tuple[str, list[str]]:
         """Runs a command: the text of its answer, and its lines of data."""
-        self._lines.send(command)
         data: list[str] = []
+        return self.follow(command, data.append, timeout), data
+
+    def follow(self, command: str, show: Callable[[str], object], timeout: float = TIMEOUT) -> str:
+        """Runs a command, and shows its lines of data as they come: the text of its answer."""
+        self._lines.send(command)
         while (line := self._lines.receive(timeout)).startswith("| "):
-            data.append(line[2:])
+            show(line[2:])
         if line.startswith("= ok"):
-            return line[5:].strip(), data
+            return line[5:].strip()
         raise GuestError(f"{command}: {line.removeprefix('= error ')}")
 
     def run(self, command: str, timeout: float = TIMEOUT) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The lab kernel, built from Debian's source package, and Debian's packaged kernel."""
+"""The lab kernel and one that checks itself, built from Debian's source package, and Debian's packaged kernel."""
 
 import functools
 import os
@@ -13,8 +13,10 @@ from . import cache, debian
 from .cache import Missing, say
 
 SOURCE = "linux-source-7.2"
-FRAGMENT = pathlib.Path(__file__).resolve().parents[2] / "guest" / "kernel" / "lab.config"
-SERIES = pathlib.Path(__file__).resolve().parents[2] / "guest" / "linux"
+GUEST = pathlib.Path(__file__).resolve().parents[2] / "guest"
+FRAGMENT = GUEST / "kernel" / "lab.config"
+DEBUG_FRAGMENT = GUEST / "kernel" / "debug.config"
+SERIES = GUEST / "linux"
 
 # What a build on a bare machine wants: command or file, and the package that has it.
 TOOLS = {
@@ -64,28 +66,32 @@ def ensure_source() -> pathlib.Path:
     return cache.entry(f"source-{cache.key(SOURCE, debian.BACKPORTS)}", make) / "linux"
 
 
-def _configure(source: pathlib.Path, build: pathlib.Path) -> None:
-    """tinyconfig with the fragment; every line of the fragment must be in force afterwards."""
+def _settings(text: str) -> dict[str, str]:
+    """The options of a configuration; of one that is there twice the last."""
+    lines = (line.partition("=") for line in text.splitlines() if line.startswith("CONFIG_"))
+    return {name: value for name, _, value in lines}
+
+
+def _configure(source: pathlib.Path, build: pathlib.Path, fragments: str) -> None:
+    """tinyconfig with the fragments; every option of theirs must be in force afterwards."""
     build.mkdir(exist_ok=True)
     make = ["make", "-s", "-C", str(source), f"O={build}"]
     debian.run([*make, "tinyconfig"], "kernel configuration")
     with (build / ".config").open("a") as config:
-        config.write(FRAGMENT.read_text())
+        config.write(fragments)
     debian.run([*make, "olddefconfig"], "kernel configuration")
-    have = set((build / ".config").read_text().splitlines())
-    for line in FRAGMENT.read_text().splitlines():
-        name, _, value = line.partition("=")
-        off = value == "n" and not any(other.startswith(f"{name}=") for other in have)
-        if line.startswith("CONFIG_") and line not in have and not off:
-            raise Missing(f"kernel configuration: {line} of {FRAGMENT.name} is not in force")
+    have = _settings((build / ".config").read_text())
+    for name, value in _settings(fragments).items():
+        if have.get(name, "n") != value:
+            raise Missing(f"kernel configuration: {name}={value} of guest/kernel is not in force")
 
 
-def _compile(source: pathlib.Path, build: pathlib.Path, log: pathlib.Path) -> None:
+def _compile(name: str, source: pathlib.Path, build: pathlib.Path, log: pathlib.Path) -> None:
     """Runs make with a progress line now and then."""
     jobs = (os.cpu_count() or 1) + 1
     command = ["make", "-C", str(source), f"O={build}", f"-j{jobs}", *STAMP, "bzImage", "modules"]
     started = last = time.monotonic()
-    say(f"lab kernel: compiling with {jobs} jobs; some minutes, once")
+    say(f"{name}: compiling with {jobs} jobs; some minutes, once")
     with (
         log.open("w") as file,
         subprocess.Popen(
@@ -99,26 +105,23 @@ def _compile(source: pathlib.Path, build: pathlib.Path, log: pathlib.Path) -> No
             objects += line.startswith(("  CC ", "  AS "))
             if time.monotonic() - last > PROGRESS_SECONDS:
                 last = time.monotonic()
-                say(f"lab kernel: {objects} of about {OBJECTS} files, {last - started:.0f} s")
+                say(f"{name}: {objects} of about {OBJECTS} files, {last - started:.0f} s")
     if process.returncode != 0:
         words = [line for line in log.read_text().splitlines() if "rror" in line]
-        raise Missing(f"lab kernel: the build failed, see {log}: {words[0] if words else 'no message'}")
+        raise Missing(f"{name}: the build failed, see {log}: {words[0] if words else 'no message'}")
 
 
-@functools.cache
-def ensure_kernel() -> Kernel:
-    """The lab kernel: the one in VDI_KERNEL and VDI_MODULES, or one built from source once."""
-    if (image := os.environ.get("VDI_KERNEL")) and (modules := os.environ.get("VDI_MODULES")):
-        return Kernel(pathlib.Path(image), pathlib.Path(modules))
+def _build(name: str, fragments: str) -> Kernel:
+    """A kernel of ours, compiled once."""
     if os.uname().machine != "x86_64":
-        raise Missing("lab kernel: it is built for x86_64 on x86_64: set VDI_KERNEL and VDI_MODULES")
+        raise Missing(f"{name}: it is built for x86_64 on x86_64: set VDI_KERNEL and VDI_MODULES")
 
     def make(path: pathlib.Path) -> None:
         debian.need_tools(TOOLS)
         source = ensure_source()
         build = path / "build"
-        _configure(source, build)
-        _compile(source, build, path / "build.log")
+        _configure(source, build, fragments)
+        _compile(name, source, build, path / "build.log")
         modules = path / "modules"
         modules.mkdir(exist_ok=True)
         for module in build.rglob("*.ko"):
@@ -126,11 +129,24 @@ def ensure_kernel() -> Kernel:
         shutil.copy(build / "arch/x86/boot/bzImage", path / "bzImage")
 
     try:
-        name = f"kernel-{cache.key(SOURCE, FRAGMENT.read_text(), *STAMP)}"
-        path = cache.entry(name, make, resume=True)
+        path = cache.entry(f"kernel-{cache.key(SOURCE, fragments, *STAMP)}", make, resume=True)
     except Missing as missing:
-        raise Missing(f"lab kernel: {missing}".replace("lab kernel: lab kernel", "lab kernel")) from missing
+        raise Missing(f"{name}: {missing}".replace(f"{name}: {name}", name)) from missing
     return Kernel(path / "bzImage", path / "modules")
+
+
+@functools.cache
+def ensure_kernel() -> Kernel:
+    """The lab kernel: the one in VDI_KERNEL and VDI_MODULES, or one built from source once."""
+    if (image := os.environ.get("VDI_KERNEL")) and (modules := os.environ.get("VDI_MODULES")):
+        return Kernel(pathlib.Path(image), pathlib.Path(modules))
+    return _build("lab kernel", FRAGMENT.read_text())
+
+
+@functools.cache
+def ensure_debug_kernel() -> Kernel:
+    """The lab kernel with its own checks: lockdep, KASAN and others. Slow."""
+    return _build("debug kernel", FRAGMENT.read_text() + DEBUG_FRAGMENT.read_text())
 
 
 def tree() -> tuple[pathlib.Path, pathlib.Path]:
@@ -143,13 +159,22 @@ def ensure_patched_modules() -> pathlib.Path:
     """A directory with the virtio-iommu module of guest/linux/ for the lab kernel."""
     if modules := os.environ.get("VDI_PATCHED_MODULES"):
         return pathlib.Path(modules)
-    source, build = tree()
+    build = tree()[1]
     if not build.is_dir():
         raise Missing(f"patched driver: {build} does not exist: set VDI_PATCHED_MODULES, or unset VDI_KERNEL")
+    return _patched_modules(build)
 
+
+@functools.cache
+def ensure_debug_patched_modules() -> pathlib.Path:
+    """The same for the debug kernel."""
+    return _patched_modules(ensure_debug_kernel().image.parent / "build")
+
+
+def _patched_modules(build: pathlib.Path) -> pathlib.Path:
     def make(path: pathlib.Path) -> None:
         debian.need_tools({**TOOLS, "git": "git"})
-        debian.run([str(SERIES / "build"), str(source), str(build), str(path / "build")], "patched driver")
+        debian.run([str(SERIES / "build"), str(ensure_source()), str(build), str(path / "build")], "patched driver")
         modules = path / "modules"
         modules.mkdir()
         shutil.copy(path / "build" / "virtio-iommu.ko", modules)

@@ -44,6 +44,28 @@ def _addr(function: str) -> str:
     return function.split(":")[1]
 
 
+def qemu_command(config: MachineConfig, image: pathlib.Path) -> list[str]:
+    """QEMU with everything but the lines to the guest; `image` is the initramfs."""
+    command = [
+        *lab.qemu(), "-nodefaults", "-no-user-config", "-display", "none",
+        "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", config.memory,
+        "-object", f"memory-backend-memfd,id=mem,size={config.memory},share=on", "-numa", "node,memdev=mem",
+        "-kernel", str(config.kernel.image), "-initrd", str(image),
+        "-append", f"{COMMAND_LINE} {config.command_line}",
+    ]  # fmt: skip
+    if config.vhost_socket:
+        device = "vhost-user-test-device-pci,chardev=iommu,virtio-id=23,num_vqs=2,vq_size=1024,config_size=40"
+        command += ["-chardev", f"socket,id=iommu,path={config.vhost_socket}"]
+        command += ["-device", f"{device},addr={_addr(IOMMU)}"]
+    else:
+        command += ["-device", f"virtio-iommu-pci,addr={_addr(IOMMU)}"]
+    if config.viot:
+        command += ["-acpitable", f"sig=VIOT,rev=0,data={config.viot}"]
+    for endpoint in ENDPOINTS:
+        command += ["-device", f"edu,addr={_addr(endpoint)}"]
+    return command + config.extra
+
+
 class Machine:
     """A running QEMU."""
 
@@ -58,7 +80,12 @@ class Machine:
             ours[name], theirs[name] = socket.socketpair()
         self.log = directory / "qemu.log"
         self.console_log = directory / "console.log"
-        command = self._command(config, image, {name: sock.fileno() for name, sock in theirs.items()})
+        lines = [
+            "-chardev", f"socket,id=console,fd={theirs['console'].fileno()}", "-serial", "chardev:console",
+            "-chardev", f"socket,id=guest,fd={theirs['guest'].fileno()}", "-serial", "chardev:guest",
+            "-chardev", f"socket,id=qmp,fd={theirs['qmp'].fileno()}", "-qmp", "chardev:qmp",
+        ]  # fmt: skip
+        command = [*qemu_command(config, image), *lines]
         with self.log.open("ab") as log:
             log.write((" ".join(command) + "\n").encode())
             log.flush()
@@ -76,30 +103,6 @@ class Machine:
         self.guest = Guest(ours["guest"], modules)
         self._qmp = LineSocket(ours["qmp"], "QMP")
         self._greeted = False
-
-    @staticmethod
-    def _command(config: MachineConfig, image: pathlib.Path, fds: dict[str, int]) -> list[str]:
-        command = [
-            *lab.qemu(), "-nodefaults", "-no-user-config", "-display", "none",
-            "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", config.memory,
-            "-object", f"memory-backend-memfd,id=mem,size={config.memory},share=on", "-numa", "node,memdev=mem",
-            "-chardev", f"socket,id=console,fd={fds['console']}", "-serial", "chardev:console",
-            "-chardev", f"socket,id=guest,fd={fds['guest']}", "-serial", "chardev:guest",
-            "-chardev", f"socket,id=qmp,fd={fds['qmp']}", "-qmp", "chardev:qmp",
-            "-kernel", str(config.kernel.image), "-initrd", str(image),
-            "-append", f"{COMMAND_LINE} {config.command_line}",
-        ]  # fmt: skip
-        if config.vhost_socket:
-            device = "vhost-user-test-device-pci,chardev=iommu,virtio-id=23,num_vqs=2,vq_size=1024,config_size=40"
-            command += ["-chardev", f"socket,id=iommu,path={config.vhost_socket}"]
-            command += ["-device", f"{device},addr={_addr(IOMMU)}"]
-        else:
-            command += ["-device", f"virtio-iommu-pci,addr={_addr(IOMMU)}"]
-        if config.viot:
-            command += ["-acpitable", f"sig=VIOT,rev=0,data={config.viot}"]
-        for endpoint in ENDPOINTS:
-            command += ["-device", f"edu,addr={_addr(endpoint)}"]
-        return command + config.extra
 
     def wait_ready(self) -> float:
         """Waits until the guest's program has started: the seconds since the start of QEMU."""

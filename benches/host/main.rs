@@ -14,13 +14,17 @@ mod kernel;
 #[allow(dead_code, reason = "the tests use the rest")]
 mod program;
 
+mod cost;
 mod delay;
 mod map;
+mod setup;
 
 use figure::{Figure, median, print};
 
 fn main() {
-    print(&[map::figure(), delay::figure()]);
+    let mut figures = vec![map::figure(), delay::figure()];
+    figures.extend(cost::figures());
+    print(&figures);
 }
 
 /// Microseconds beside others.

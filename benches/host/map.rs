@@ -2,18 +2,11 @@
 //! A MAP request through device and host, beside the bare call that it comes down to.
 
 use std::fs::File;
-use std::sync::Arc;
 use std::time::Instant;
 
-use vhost_device_iommu::device::{Device, DeviceConfig};
-use vhost_device_iommu::host::MemoryRegion;
-use vhost_device_iommu::host::iommufd::{EndpointSource, IommufdHost};
-use vhost_device_iommu::spec::{EndpointId, Gpa};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-
-use crate::common::ram;
 use crate::common::requests::{self, READ, WRITE};
-use crate::kernel::{Kernel, io, ioctl};
+use crate::kernel::{io, ioctl};
+use crate::setup::{Setup, execute};
 use crate::{Figure, compare, median};
 
 const IOMMU_IOAS_COPY: u64 = io(0x83);
@@ -32,28 +25,11 @@ fn iova(page: u64) -> u64 {
 }
 
 pub fn figure() -> Figure {
-    let kernel = Kernel::open();
-    // The first address space of a host is the one that guest memory is placed in.
-    let host = IommufdHost::new(kernel.descriptor()).expect("a host");
-    let source = kernel.address_spaces()[0];
-    let device = kernel.mock_device();
-    let mock = EndpointSource::Mock {
-        stdev_id: device.stdev,
-    };
-    host.add_endpoint(EndpointId(1), mock, Some(device.dev))
-        .expect("an endpoint");
-    let config = DeviceConfig {
-        boot_bypass: false,
-        ..Default::default()
-    };
-    let device = Device::new(config, Arc::new(host), &[EndpointId(1)]).expect("a device");
-    device.negotiate(u64::MAX);
-    let memory = GuestMemoryMmap::from_regions(vec![ram::region(0, 16 << 20)]).expect("memory");
-    let region = memory.iter().next().map(announced).expect("a region");
-    device
-        .update_memory(&memory, &[], &[region])
-        .expect("memory");
-
+    let Setup {
+        kernel,
+        device,
+        placed: source,
+    } = Setup::new(1, 16 << 20);
     let before = kernel.address_spaces();
     execute(&device, &[requests::attach(1, 1, 0)]);
     let after = kernel.address_spaces();
@@ -97,24 +73,6 @@ pub fn figure() -> Figure {
         1.3,
         "at most 1.3",
     )
-}
-
-fn announced(region: &impl GuestMemoryRegion) -> MemoryRegion {
-    let file = region.file_offset().expect("a file");
-    MemoryRegion {
-        gpa: Gpa(region.start_addr().0),
-        length: region.len(),
-        user_address: 0,
-        file: Some((Arc::clone(file.arc()), file.start())),
-    }
-}
-
-fn execute(device: &Device, requests: &[Vec<u8>]) {
-    let mut batch = device.requests();
-    for request in requests {
-        batch.execute(request, request.len(), 4);
-    }
-    batch.finish();
 }
 
 fn per_page(start: Instant) -> f64 {

@@ -55,8 +55,8 @@ struct TestCommand {
 /// An iommufd context of a test, shared with the host under test.
 pub struct Kernel {
     file: File,
-    /// Where mock devices are born.
-    nursery: u32,
+    /// The address space where mock devices are born.
+    pub nursery: u32,
 }
 
 /// A mock device.

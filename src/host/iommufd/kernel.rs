@@ -99,6 +99,10 @@ pub(super) struct HotResetInfo {
     devices: [vfio_pci_dependent_device; MAX_DEPENDENT],
 }
 
+/// See [`super::kernel_calls`].
+#[cfg(feature = "iommufd-test")]
+pub(super) static CALLS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
 /// A call that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{call}: {}", io::Error::from_raw_os_error(*errno))]
@@ -131,6 +135,8 @@ unsafe fn call_with_pointers<C: Command>(
     fd: BorrowedFd<'_>,
     command: &mut C,
 ) -> Result<(), CallError> {
+    #[cfg(feature = "iommufd-test")]
+    CALLS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     // SAFETY: number and structure belong together (`Command`); the caller vouches for pointers.
     let result = unsafe {
         libc::ioctl(

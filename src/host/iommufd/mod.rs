@@ -62,6 +62,12 @@ use moves::Bypass;
 use space::AddressSpace;
 use vfio::VfioDevice;
 
+/// Commands given to iommufd and VFIO by this process so far, for benchmarks.
+#[cfg(feature = "iommufd-test")]
+pub fn kernel_calls() -> u64 {
+    kernel::CALLS.load(std::sync::atomic::Ordering::Relaxed)
+}
+
 /// The smallest granule offered: no driver has smaller pages.
 const SMALLEST_GRANULE: u64 = 4096;
 

@@ -15,7 +15,7 @@ use crate::spec::{
 
 /// The most bytes transferred before the locks are let go: an UNMAP waits for no more than this, some ten
 /// microseconds.
-const CHUNK: usize = 64 << 10;
+pub(super) const CHUNK: usize = 64 << 10;
 
 /// What an access does.
 pub enum Transfer<'a> {
@@ -26,7 +26,7 @@ pub enum Transfer<'a> {
 }
 
 impl Transfer<'_> {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::Read(buffer) => buffer.len(),
             Self::Write(buffer) => buffer.len(),
@@ -49,7 +49,7 @@ impl Transfer<'_> {
     }
 
     /// Moves the bytes `done .. done + count` of the buffer; says how many were in RAM.
-    fn carry_out(
+    pub(super) fn carry_out(
         &mut self,
         memory: &GuestMemoryMmap,
         gpa: Gpa,
@@ -158,6 +158,12 @@ impl Endpoint {
         }
     }
 
+    /// Whether it has the address space: every endpoint has the one without a PASID.
+    pub(super) fn has_pasid(&self, pasid: Option<Pasid>) -> bool {
+        let width = self.properties.pasid_width;
+        pasid.is_none_or(|Pasid(pasid)| width != 0 && u64::from(pasid) >> width == 0)
+    }
+
     pub(super) fn views(&self) -> RwLockReadGuard<'_, Option<Views>> {
         read(&self.views)
     }
@@ -241,6 +247,6 @@ impl Endpoint {
 }
 
 /// Nothing panics while it holds one of these locks, and if something did, what it guards is still whole.
-fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+pub(super) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }

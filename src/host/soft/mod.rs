@@ -12,12 +12,17 @@
 //! Whoever takes something away takes the same lock for writing, and so waits for the accesses that use it.
 //! Accesses never wait for each other.
 //!
+//! A [`Port`] is for agents that access memory all the time: it keeps translations, as an endpoint with ATS does, and
+//! is invalidated by whoever takes one away.
+//!
 //! Waiting for the driver is a future: no lock can be held across it, and a thousand waiting accesses need no
 //! thousand threads. [`block_on`] is for callers that have a thread to spare.
 #![forbid(unsafe_code)]
 
 mod access;
 mod book;
+mod cache;
+mod port;
 #[cfg(test)]
 mod tests;
 
@@ -35,13 +40,16 @@ use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Fault, Host, HostError, HostEvent, Limits,
     MemoryRegion, PageRequest, PageRequests, Requester,
 };
-use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode, Pasid, PasidFlags, Reason};
+use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode, PasidFlags, Reason};
 
 pub use access::{AccessError, Transfer};
 pub use book::PendingResponse;
+pub use cache::{CacheCounters, Cached};
+pub use port::{Access, Denied, Port};
 
-use access::{Attempt, Endpoint, SharedMemory, View};
+use access::{Attempt, Endpoint, SharedMemory, View, read};
 use book::Book;
+use port::PortState;
 
 /// How often an access tries again after answers SUCCESS that brought it no further. Then it is a fault.
 const MAX_RETRIES: u32 = 100;
@@ -64,6 +72,8 @@ pub struct SoftHost {
     endpoints: RwLock<BTreeMap<EndpointId, Arc<Endpoint>>>,
     domains: Mutex<BTreeMap<DomainId, SharedMappings>>,
     memory: SharedMemory,
+    /// Held while a port is made, so that it misses no change of memory.
+    ports: RwLock<Vec<Arc<PortState>>>,
     book: Book,
 }
 
@@ -74,6 +84,7 @@ impl SoftHost {
             endpoints: RwLock::default(),
             domains: Mutex::default(),
             memory: RwLock::new(GuestMemoryMmap::new()),
+            ports: RwLock::default(),
             book: Book::new()?,
         })
     }
@@ -93,6 +104,21 @@ impl SoftHost {
         }
         endpoints.insert(id, Arc::new(Endpoint::new(properties)));
         Ok(())
+    }
+
+    /// Makes a port for an agent of an endpoint. It serves until it is dropped; when the endpoint is removed, it
+    /// denies everything.
+    pub fn port(self: &Arc<Self>, id: EndpointId) -> Result<Port, AccessError> {
+        let endpoint = self.find(id).ok_or(AccessError::NoEndpoint(id))?;
+        let mut ports = self.ports.write().unwrap_or_else(PoisonError::into_inner);
+        let state = Arc::new(PortState::new(id, read(&self.memory).clone()));
+        ports.push(Arc::clone(&state));
+        Ok(Port::new(Arc::clone(self), endpoint, state))
+    }
+
+    fn forget_port(&self, state: &Arc<PortState>) {
+        let mut ports = self.ports.write().unwrap_or_else(PoisonError::into_inner);
+        ports.retain(|port| !Arc::ptr_eq(port, state));
     }
 
     /// Carries out an access of a requester. Where its attachment reports page requests, a missing
@@ -191,13 +217,16 @@ impl SoftHost {
     fn requester(&self, requester: Requester) -> Result<Arc<Endpoint>, AccessError> {
         let id = requester.endpoint;
         let endpoint = self.find(id).ok_or(AccessError::NoEndpoint(id))?;
-        let width = endpoint.properties.pasid_width;
-        match requester.pasid {
-            Some(Pasid(pasid)) if u64::from(pasid) >> width != 0 || width == 0 => {
-                Err(AccessError::NoPasid(id, width))
-            }
-            _ => Ok(endpoint),
+        if !endpoint.has_pasid(requester.pasid) {
+            return Err(AccessError::NoPasid(id, endpoint.properties.pasid_width));
         }
+        Ok(endpoint)
+    }
+
+    fn ports_of(&self, endpoint: EndpointId) -> Vec<Arc<PortState>> {
+        let ports = read(&self.ports);
+        let of = ports.iter().filter(|port| port.endpoint == endpoint);
+        of.cloned().collect()
     }
 
     fn view(&self, to: Attachment) -> Result<View, HostError> {
@@ -255,23 +284,28 @@ impl Host for SoftHost {
         let id = requester.endpoint;
         let endpoint = self.find(id).ok_or(HostError::NoEndpoint(id))?;
         let new = self.view(to)?;
-        // Waits for the accesses in flight. Those that come later see the new view, and none of them can
-        // have a group in the book yet: whatever is there for the requester belongs to the old one.
-        let mut views = endpoint.views_mut();
-        let views = views.as_mut().ok_or(HostError::NoEndpoint(id))?;
-        if same(views.get(requester.pasid), &new) {
-            return Ok(());
-        }
-        match (requester.pasid, new) {
-            (None, new) => views.plain = new,
-            (Some(pasid), View::Blocked) => {
-                views.pasids.remove(&pasid);
+        {
+            // Waits for the accesses in flight. Those that come later see the new view, and none of them can
+            // have a group in the book yet: whatever is there for the requester belongs to the old one.
+            let mut views = endpoint.views_mut();
+            let views = views.as_mut().ok_or(HostError::NoEndpoint(id))?;
+            if same(views.get(requester.pasid), &new) {
+                return Ok(());
             }
-            (Some(pasid), new) => {
-                views.pasids.insert(pasid, new);
+            match (requester.pasid, new) {
+                (None, new) => views.plain = new,
+                (Some(pasid), View::Blocked) => {
+                    views.pasids.remove(&pasid);
+                }
+                (Some(pasid), new) => {
+                    views.pasids.insert(pasid, new);
+                }
             }
+            self.book.withdraw(requester);
         }
-        self.book.withdraw(requester);
+        for port in self.ports_of(id) {
+            port.invalidate_requester(requester.pasid);
+        }
         Ok(())
     }
 
@@ -280,9 +314,12 @@ impl Host for SoftHost {
         Ok(())
     }
 
-    /// Nothing to do: an access holds the table's lock for as long as it uses a translation, so the device
-    /// has waited for it.
-    fn unmap(&self, _domain: DomainId, _range: IovaRange) -> Result<(), HostError> {
+    /// An access without a port holds the table's lock for as long as it uses a translation, so the device has
+    /// waited for it. Ports lose what they keep.
+    fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
+        for port in read(&self.ports).iter() {
+            port.invalidate_range(domain, range);
+        }
         Ok(())
     }
 
@@ -297,7 +334,10 @@ impl Host for SoftHost {
         _added: &[MemoryRegion],
     ) -> Result<(), HostError> {
         let memory = memory.clone();
-        *self.memory.write().unwrap_or_else(PoisonError::into_inner) = memory;
+        *self.memory.write().unwrap_or_else(PoisonError::into_inner) = memory.clone();
+        for port in read(&self.ports).iter() {
+            port.set_memory(memory.clone());
+        }
         Ok(())
     }
 
@@ -326,6 +366,9 @@ impl Host for SoftHost {
             .remove(&endpoint);
         if let Some(removed) = removed {
             *removed.views_mut() = None;
+            for port in self.ports_of(endpoint) {
+                port.invalidate_all();
+            }
             self.book.withdraw_endpoint(endpoint);
         }
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The software host, with a device that is played by the test.
 
+mod ports;
+
 use std::sync::mpsc;
 use std::thread;
 
@@ -9,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 use crate::device::mapping::MappingTable;
 use crate::host::PageRequestGroup;
-use crate::spec::{EventFlags, Gpa, MapFlags};
+use crate::spec::{EventFlags, Gpa, MapFlags, Pasid};
 
 const RAM: u64 = 0x10_0000;
 const DOMAIN: DomainId = DomainId(7);
@@ -32,7 +34,7 @@ const fn pasid(endpoint: u32, pasid: u32) -> Requester {
 
 /// A host with two endpoints, one domain and [`RAM`] bytes of memory; byte `n` is `n >> 12`.
 struct Fixture {
-    host: SoftHost,
+    host: Arc<SoftHost>,
     memory: GuestMemoryMmap,
     table: SharedMappings,
 }
@@ -46,7 +48,7 @@ impl Fixture {
                 .write_slice(&[page as u8; 4096], GuestAddress(page << 12))
                 .expect("fill");
         }
-        let host = SoftHost::new().expect("host");
+        let host = Arc::new(SoftHost::new().expect("host"));
         for requester in [A, B] {
             host.add_endpoint(requester.endpoint, default_properties())
                 .expect("endpoint");
@@ -82,6 +84,13 @@ impl Fixture {
     }
 
     fn unmap(&self, first: u64, last: u64) {
+        self.take_from_table(first, last);
+        let range = IovaRange::new(first, last).expect("range");
+        self.host.unmap(DOMAIN, range).expect("unmap");
+    }
+
+    /// The half of an UNMAP that the device does itself.
+    fn take_from_table(&self, first: u64, last: u64) {
         let range = IovaRange::new(first, last).expect("range");
         let mut table = self.table.write().expect("table");
         table.remove(&range, |_| ()).expect("no split");

@@ -13,6 +13,7 @@
 //! * [`device`]: what the specification says the device does - endpoints, domains, mappings, request
 //!   dispatch, and the book of page requests. Pure: no file descriptor, no thread, no clock.
 //! * [`host`]: the [`host::Host`] contract, and the two hosts that keep it: `iommufd` and `soft`.
+//! * [`soft_endpoint`]: software PCI functions, whose DMA goes through `soft`.
 //! * [`transport`]: vhost-user - one daemon per connection, virtqueues, event delivery, guest memory.
 //! * [`control`]: the control socket.
 //! * [`args`], [`viot`], [`listen`], [`seccomp`], [`sys`]: the command line, the ACPI table, and what the start of the
@@ -35,6 +36,7 @@ pub mod device;
 pub mod host;
 pub mod listen;
 pub mod seccomp;
+pub mod soft_endpoint;
 pub mod spec;
 pub mod sys;
 pub mod transport;

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The fault engine: DMA engines that a driver programs with descriptors, to meet every case of translation, page
+//! requests and PASIDs. `docs/fault-engine.md` is its data sheet.
+//!
+//! ```text
+//! driver ── registers ── Engine ── thread ── Runner ── port ── software IOMMU
+//!                          │                   │
+//!                          └── Progress        └── PageRequestInterface (of the function)
+//! ```
+//!
+//! Each engine has a thread, a port and counters of its own: two of them share nothing while their accesses hit.
+
+mod descriptor;
+pub mod registers;
+mod run;
+#[cfg(test)]
+mod tests;
+mod thread;
+
+use std::sync::Arc;
+
+use crate::host::soft::{AccessError, SoftHost};
+use crate::soft_endpoint::PageRequestInterface;
+use crate::spec::EndpointId;
+
+pub use descriptor::{Completion, Descriptor, Flags, Operation, Outcome, Piece};
+#[cfg(test)]
+use registers::Cause;
+use registers::{Enabled, engine, global};
+use thread::Engine;
+
+/// What the engines need of their function.
+pub trait Function: Send + Sync {
+    /// What configuration space enables.
+    fn enabled(&self) -> Enabled;
+    /// The Page Request Interface.
+    fn page_requests(&self) -> &Arc<PageRequestInterface>;
+    /// Raises an interrupt vector.
+    fn raise(&self, vector: u16);
+}
+
+/// The register block.
+pub struct FaultEngine {
+    function: Arc<dyn Function>,
+    engines: Vec<Arc<Engine>>,
+}
+
+impl FaultEngine {
+    /// The engines of a function.
+    pub fn new(
+        function: &Arc<dyn Function>,
+        host: &Arc<SoftHost>,
+        endpoint: EndpointId,
+    ) -> Result<Self, AccessError> {
+        let engines = (0..registers::ENGINES)
+            .map(|_| {
+                Ok(Arc::new(Engine::new(
+                    Arc::clone(function),
+                    host.port(endpoint)?,
+                )))
+            })
+            .collect::<Result<_, AccessError>>()?;
+        Ok(Self {
+            function: Arc::clone(function),
+            engines,
+        })
+    }
+
+    /// Reads registers: any width and alignment.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        for (at, byte) in (0..).map(|i| offset.wrapping_add(i)).zip(data) {
+            *byte = self.word(at & !3).to_le_bytes()[(at & 3) as usize];
+        }
+    }
+
+    /// Writes registers: 4 or 8 bytes, aligned. Anything else is ignored.
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        if !matches!(data.len(), 4 | 8) || !offset.is_multiple_of(4) {
+            return;
+        }
+        for (word, bytes) in (0..).zip(data.chunks_exact(4)) {
+            let value = bytes.try_into().map(u32::from_le_bytes).unwrap_or(0);
+            if let Some((engine, register)) = self.engine_at(offset.wrapping_add(4 * word)) {
+                engine.write(register, value);
+            }
+        }
+    }
+
+    /// Resets all engines. When this returns, none of them accesses memory.
+    pub fn reset(&self) {
+        self.engines.iter().for_each(|engine| engine.reset());
+    }
+
+    fn engine_at(&self, offset: u64) -> Option<(&Arc<Engine>, u64)> {
+        let offset = offset.checked_sub(engine::FIRST)?;
+        let index = usize::try_from(offset / engine::STRIDE).ok()?;
+        Some((self.engines.get(index)?, offset % engine::STRIDE))
+    }
+
+    fn word(&self, offset: u64) -> u32 {
+        if let Some((engine, register)) = self.engine_at(offset) {
+            return engine.read(register);
+        }
+        match offset {
+            global::ID => global::ID_VALUE,
+            global::VERSION => global::VERSION_VALUE,
+            global::ENGINES => registers::ENGINES as u32,
+            global::ENABLED => self.function.enabled().bits(),
+            global::OUTSTANDING => self.function.page_requests().outstanding().0,
+            global::OUTSTANDING_PEAK => self.function.page_requests().outstanding().1,
+            _ => 0,
+        }
+    }
+}
+
+impl Drop for FaultEngine {
+    fn drop(&mut self) {
+        self.engines.iter().for_each(|engine| engine.end());
+    }
+}

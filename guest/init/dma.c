@@ -274,8 +274,7 @@ static uint8_t *find_memory(const struct named_space *space, uint64_t iova, uint
 	return NULL;
 }
 
-/* The same in the address space of that name; answers when there is none. */
-static uint8_t *memory_at(const char *name, uint64_t iova, uint64_t length)
+uint8_t *memory_at(const char *name, uint64_t iova, uint64_t length)
 {
 	struct named_space *space = find_space(name);
 	uint8_t *memory = space ? find_memory(space, iova, length) : NULL;

@@ -43,7 +43,10 @@ static void open_table(struct words words)
 
 	if (!space)
 		return;
-	if (!table_open(&table->table, device, space))
+	bool for_pasids = words.count > 3 && !strcmp(words.word[3], "pasids");
+	if (words.count > 3 && !for_pasids)
+		return fail("%s is not \"pasids\"", words.word[3]);
+	if (!table_open(&table->table, device, space, for_pasids))
 		return fail_errno("%s", vfio_step());
 	snprintf(table->name, sizeof table->name, "%s", words.word[0]);
 	ok("%s", "");
@@ -68,6 +71,31 @@ static void attach_table(struct words words)
 	if (!table)
 		return;
 	if (!device_attach_table(device, &table->table))
+		return fail_errno("%s", vfio_step());
+	ok("%s", "");
+}
+
+static void attach_pasid(struct words words)
+{
+	struct device *device = device_named(words.word[0]);
+	struct named_table *table = device ? find_table(words.word[1]) : NULL;
+	uint64_t pasid;
+
+	if (!table || !number(words.word[2], &pasid))
+		return;
+	if (!device_attach_pasid(device, &table->table, pasid))
+		return fail_errno("%s", vfio_step());
+	ok("%s", "");
+}
+
+static void detach_pasid(struct words words)
+{
+	struct device *device = device_named(words.word[0]);
+	uint64_t pasid;
+
+	if (!device || !number(words.word[1], &pasid))
+		return;
+	if (!device_detach_pasid(device, pasid))
 		return fail_errno("%s", vfio_step());
 	ok("%s", "");
 }
@@ -123,9 +151,11 @@ static void answer(struct words words)
 }
 
 const struct command fault_commands[] = {
-	{ "table", 3, 3, open_table },
+	{ "table", 3, 4, open_table },
 	{ "table-free", 1, 1, close_table },
 	{ "attach-table", 2, 2, attach_table },
+	{ "attach-pasid", 3, 3, attach_pasid },
+	{ "detach-pasid", 2, 2, detach_pasid },
 	{ "faults", 2, 2, read_faults },
 	{ "answer", 3, 3, answer },
 	{ NULL, 0, 0, NULL },

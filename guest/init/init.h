@@ -26,6 +26,7 @@ extern const struct command pci_commands[];
 extern const struct command vfio_commands[];
 extern const struct command fault_commands[];
 extern const struct command paging_commands[];
+extern const struct command engine_commands[];
 extern const struct command log_commands[];
 extern const struct command system_commands[];
 
@@ -46,6 +47,8 @@ const char *join(struct words words, int first);
 struct device *device_named(const char *name);
 struct table *table_named(const char *name);
 struct space *space_named(const char *name);
+/* The memory behind [iova, iova + length), which must lie in one buffer of the address space. */
+uint8_t *memory_at(const char *space, uint64_t iova, uint64_t length);
 /* The PCI address of the open device with that number in iommufd. */
 const char *device_address(uint32_t id);
 /* Maps a part of a buffer in an address space, for reading and writing; false and errno, EFAULT without a buffer. */

@@ -16,7 +16,7 @@
 
 #define COMMAND_LINE "/dev/ttyS1"
 #define LONGEST_LINE 65536
-#define MOST_WORDS 32
+#define MOST_WORDS 128
 
 /* The two directions of the command line: a stream of its own each, because a serial line cannot seek. */
 static FILE *in, *out;
@@ -109,8 +109,8 @@ static bool run_from(const struct command *commands, const char *name, struct wo
 static void run(char *text)
 {
 	static const struct command *const tables[] = {
-		file_commands, pci_commands, vfio_commands, fault_commands, paging_commands, log_commands,
-		system_commands,
+		file_commands, pci_commands, vfio_commands, fault_commands, paging_commands, engine_commands,
+		log_commands, system_commands,
 	};
 	char *word[MOST_WORDS], *rest = NULL;
 	int count = 0;

@@ -75,8 +75,42 @@ struct vfio_attach_arg {
 	uint32_t argsz, flags, pt_id;
 };
 
+#define VFIO_ATTACH_PASID 1
+
+struct vfio_pasid_arg {
+	uint32_t argsz, flags, pt_id, pasid;
+};
+
 struct vfio_detach_arg {
 	uint32_t argsz, flags;
+};
+
+struct vfio_detach_pasid_arg {
+	uint32_t argsz, flags, pasid;
+};
+
+/* VFIO: registers and interrupts. */
+#define VFIO_DEVICE_REGION VFIO_IO(8)
+#define VFIO_DEVICE_IRQS VFIO_IO(10)
+#define VFIO_DEVICE_RESET_ALL VFIO_IO(11)
+
+#define VFIO_CONFIG_REGION 7
+#define VFIO_MSIX_INTERRUPTS 2
+#define VFIO_IRQS_EVENTFD 4
+#define VFIO_IRQS_TRIGGER 32
+
+#define PCI_COMMAND_OFFSET 4
+#define PCI_COMMAND_MEMORY_BIT 2
+#define PCI_COMMAND_MASTER_BIT 4
+
+struct vfio_region_arg {
+	uint32_t argsz, flags, index, cap_offset;
+	uint64_t size, offset;
+};
+
+struct vfio_irqs_arg {
+	uint32_t argsz, flags, index, start, count;
+	uint8_t data[];
 };
 
 /* iommufd. */
@@ -92,6 +126,7 @@ struct vfio_detach_arg {
 #define IOMMUFD_MAP_WRITE 2
 #define IOMMUFD_MAP_READ 4
 #define IOMMUFD_HWPT_FAULT_ID_VALID 4
+#define IOMMUFD_HWPT_PASID 8
 #define IOMMUFD_FAULT_PASID_VALID 1
 #define IOMMUFD_FAULT_LAST_PAGE 2
 
@@ -155,6 +190,8 @@ struct dma_benchmark_arg {
 #define DMA_BENCHMARK _IOWR('d', 1, struct dma_benchmark_arg)
 
 _Static_assert(sizeof(struct vfio_info_arg) == 24, "VFIO_IOMMU_GET_INFO");
+_Static_assert(sizeof(struct vfio_region_arg) == 32, "VFIO_DEVICE_GET_REGION_INFO");
+_Static_assert(sizeof(struct vfio_irqs_arg) == 20, "VFIO_DEVICE_SET_IRQS");
 _Static_assert(sizeof(struct iommufd_map_arg) == 40, "IOMMU_IOAS_MAP");
 _Static_assert(sizeof(struct iommufd_ranges_arg) == 32, "IOMMU_IOAS_IOVA_RANGES");
 _Static_assert(sizeof(struct iommufd_hwpt_alloc_arg) == 48, "IOMMU_HWPT_ALLOC");

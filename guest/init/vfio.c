@@ -135,7 +135,7 @@ static void destroy(uint32_t id)
 	ioctl(iommufd, IOMMUFD_DESTROY, &arg);
 }
 
-bool table_open(struct table *table, struct device *device, struct space *space)
+bool table_open(struct table *table, struct device *device, struct space *space, bool for_pasids)
 {
 	struct iommufd_fault_queue_arg queue = { .size = sizeof queue };
 
@@ -145,7 +145,7 @@ bool table_open(struct table *table, struct device *device, struct space *space)
 		return false;
 	struct iommufd_hwpt_alloc_arg alloc = {
 		.size = sizeof alloc,
-		.flags = IOMMUFD_HWPT_FAULT_ID_VALID,
+		.flags = IOMMUFD_HWPT_FAULT_ID_VALID | (for_pasids ? IOMMUFD_HWPT_PASID : 0),
 		.dev_id = device->id,
 		.pt_id = space->ioas,
 		.fault_id = queue.fault_id,
@@ -174,6 +174,27 @@ bool device_attach_table(struct device *device, struct table *table)
 	struct vfio_attach_arg attach = { .argsz = sizeof attach, .pt_id = table->hwpt };
 
 	return CALL(device->fd, VFIO_DEVICE_ATTACH, &attach);
+}
+
+bool device_attach_pasid(struct device *device, struct table *table, uint32_t pasid)
+{
+	struct vfio_pasid_arg attach = {
+		.argsz = sizeof attach, .flags = VFIO_ATTACH_PASID, .pt_id = table->hwpt, .pasid = pasid,
+	};
+
+	return CALL(device->fd, VFIO_DEVICE_ATTACH, &attach);
+}
+
+bool device_detach_pasid(struct device *device, uint32_t pasid)
+{
+	struct vfio_detach_pasid_arg detach = { .argsz = sizeof detach, .flags = VFIO_ATTACH_PASID, .pasid = pasid };
+
+	return CALL(device->fd, VFIO_DEVICE_DETACH, &detach);
+}
+
+bool device_reset(struct device *device)
+{
+	return CALL(device->fd, VFIO_DEVICE_RESET_ALL, NULL);
 }
 
 bool space_open(struct space *space)

@@ -46,10 +46,14 @@ void device_close(struct device *device);
 bool device_attach(struct device *device, struct space *space);
 bool device_detach(struct device *device);
 
-/* Only with iommufd. A table goes before its address space. */
-bool table_open(struct table *table, struct device *device, struct space *space);
+/* Only with iommufd. A table goes before its address space. A device that has PASIDs attached needs tables for PASIDs. */
+bool table_open(struct table *table, struct device *device, struct space *space, bool for_pasids);
 void table_close(struct table *table);
 bool device_attach_table(struct device *device, struct table *table);
+bool device_attach_pasid(struct device *device, struct table *table, uint32_t pasid);
+bool device_detach_pasid(struct device *device, uint32_t pasid);
+/* Resets the function. */
+bool device_reset(struct device *device);
 
 bool space_open(struct space *space);
 void space_close(struct space *space);

@@ -93,8 +93,8 @@ def debian_kernel() -> None:
 
 
 def patched_kernel() -> None:
-    found, modules = kernel.ensure_kernel(), kernel.ensure_patched_modules()
-    os.environ["VDI_KERNEL"], os.environ["VDI_PATCHED_MODULES"] = str(found.image), str(modules)
+    found = kernel.ensure_patched_kernel()
+    os.environ["VDI_PATCHED_KERNEL"], os.environ["VDI_PATCHED_MODULES"] = str(found.image), str(found.modules)
 
 
 @contextlib.contextmanager

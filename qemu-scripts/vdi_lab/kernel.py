@@ -155,32 +155,31 @@ def tree() -> tuple[pathlib.Path, pathlib.Path]:
 
 
 @functools.cache
-def ensure_patched_modules() -> pathlib.Path:
-    """A directory with the virtio-iommu module of guest/linux/ for the lab kernel."""
-    if modules := os.environ.get("VDI_PATCHED_MODULES"):
-        return pathlib.Path(modules)
+def ensure_patched_kernel() -> Kernel:
+    """The lab kernel with the series of guest/linux/, or the one in VDI_PATCHED_KERNEL and VDI_PATCHED_MODULES."""
+    if (image := os.environ.get("VDI_PATCHED_KERNEL")) and (modules := os.environ.get("VDI_PATCHED_MODULES")):
+        return Kernel(pathlib.Path(image), pathlib.Path(modules))
     build = tree()[1]
     if not build.is_dir():
-        raise Missing(f"patched driver: {build} does not exist: set VDI_PATCHED_MODULES, or unset VDI_KERNEL")
-    return _patched_modules(build)
+        raise Missing(f"patched kernel: {build} does not exist: set VDI_PATCHED_KERNEL too, or unset VDI_KERNEL")
+    return _patched("patched kernel", build)
 
 
 @functools.cache
-def ensure_debug_patched_modules() -> pathlib.Path:
-    """The same for the debug kernel."""
-    return _patched_modules(ensure_debug_kernel().image.parent / "build")
+def ensure_debug_patched_kernel() -> Kernel:
+    """The same with the debug kernel's checks."""
+    return _patched("patched debug kernel", ensure_debug_kernel().image.parent / "build")
 
 
-def _patched_modules(build: pathlib.Path) -> pathlib.Path:
+def _patched(name: str, build: pathlib.Path) -> Kernel:
     def make(path: pathlib.Path) -> None:
-        debian.need_tools({**TOOLS, "git": "git"})
-        debian.run([str(SERIES / "build"), str(ensure_source()), str(build), str(path / "build")], "patched driver")
-        modules = path / "modules"
-        modules.mkdir()
-        shutil.copy(path / "build" / "virtio-iommu.ko", modules)
+        debian.need_tools({**TOOLS, "git": "git", "unshare": "util-linux"})
+        say(f"{name}: compiling what the patches change; a minute or two, once")
+        debian.run([str(SERIES / "build"), str(ensure_source()), str(build), str(path), *STAMP], name)
 
     content = [file.read_text() for file in (SERIES / "build", *sorted(SERIES.glob("*.patch")))]
-    return cache.entry(f"patched-{cache.key(build.parent.name, *content)}", make) / "modules"
+    path = cache.entry(f"patched-{cache.key(build.parent.name, *content)}", make)
+    return Kernel(path / "bzImage", path / "modules")
 
 
 @functools.cache

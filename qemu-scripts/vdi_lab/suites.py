@@ -134,9 +134,10 @@ def guest(tally: Tally) -> None:
     """Stock Linux guests behind the back-end, with the software host."""
     environment = {**os.environ, **lab_environment(), "PYTHONUNBUFFERED": "1"}
     try:
-        environment["VDI_PATCHED_MODULES"] = str(kernel.ensure_patched_modules())
+        patched = kernel.ensure_patched_kernel()
+        environment |= {"VDI_PATCHED_KERNEL": str(patched.image), "VDI_PATCHED_MODULES": str(patched.modules)}
     except Missing as missing:
-        tally.missing("guest: the patched driver", missing)
+        tally.missing("guest: the patched kernel", missing)
     before = tally.failed
     command = [sys.executable, "-m", "unittest", "discover", "-v"]
     status = follow(command, UnittestCounter(tally).line, cwd=ROOT / "tests" / "functional", env=environment)

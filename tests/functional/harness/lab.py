@@ -5,7 +5,7 @@
 |---|---|
 | `VDI_QEMU` | the command that runs QEMU 11.1 |
 | `VDI_KERNEL`, `VDI_MODULES` | the lab kernel and the directory of its modules |
-| `VDI_PATCHED_MODULES` | the directory of the lab kernel's module that guest/linux/ makes |
+| `VDI_PATCHED_KERNEL`, `VDI_PATCHED_MODULES` | the lab kernel with the patches of guest/linux/, likewise |
 | `VDI_DEBIAN_KERNEL`, `VDI_DEBIAN_MODULES` | Debian's packaged kernel, likewise |
 | `VDI_BACKEND` | the program under test |
 | `VDI_INIT` | the guest's program, made by `make -C guest` |
@@ -68,8 +68,8 @@ def lab_kernel() -> Kernel:
 
 
 def patched_kernel() -> Kernel:
-    """The lab kernel with the driver of guest/linux/: its other modules are not needed."""
-    return Kernel(_path("VDI_KERNEL"), _path("VDI_PATCHED_MODULES"))
+    """The lab kernel with the patches of guest/linux/."""
+    return Kernel(_path("VDI_PATCHED_KERNEL"), _path("VDI_PATCHED_MODULES"))
 
 
 def debian_kernel() -> Kernel:

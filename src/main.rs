@@ -166,7 +166,9 @@ fn stop_on_signals(stop: &EventFd) -> Result<(), Failure> {
 }
 
 fn make_host(args: &ServeArgs, inherited: Inherited) -> Result<AnyHost, Failure> {
-    let devices = args.endpoints.iter().any(|endpoint| !endpoint.is_soft());
+    // Without endpoints there is an iommufd, for those to come.
+    let devices =
+        args.endpoints.is_empty() || args.endpoints.iter().any(|endpoint| !endpoint.is_soft());
     let host = if devices {
         let iommufd = match inherited.iommufd {
             Some(fd) => fd,

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a request costs the kernel: calls, and pinned memory.
 
-use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::fs;
+use std::sync::Arc;
 
-use vhost_device_iommu::host::iommufd;
+use vhost_device_iommu::host::{MemoryRegion, iommufd};
+use vhost_device_iommu::spec::Gpa;
 
 use crate::Figure;
 use crate::common::ram;
 use crate::common::requests::{self, READ, WRITE};
-use crate::kernel::{Kernel, io, ioctl};
+use crate::kernel::Kernel;
 use crate::setup::{Setup, execute};
 
 const PAGE: u64 = 4096;
@@ -22,10 +23,6 @@ const BATCH: u64 = 256;
 /// The buffers that several domains map.
 const BUFFERS: u64 = 64 * MIB;
 const DOMAINS: [u32; 3] = [1, 4, 16];
-
-const IOMMU_IOAS_MAP_FILE: u64 = io(0x8f);
-/// FIXED_IOVA, WRITEABLE and READABLE.
-const MAP_FLAGS: u32 = 7;
 
 pub fn figures() -> Vec<Figure> {
     let mut figures = calls();
@@ -128,37 +125,18 @@ fn pinned_bytes() -> u64 {
 
 /// Contexts with an address space and a mock device each, that all map the same file.
 fn separate(count: u32) -> Vec<Kernel> {
-    let file = ram::memfd(BUFFERS);
+    let region = MemoryRegion {
+        gpa: Gpa(IOVA),
+        length: BUFFERS,
+        user_address: 0,
+        file: Some((Arc::new(ram::memfd(BUFFERS)), 0)),
+    };
     (0..count)
         .map(|_| {
             let kernel = Kernel::open();
             kernel.mock_device();
-            map_file(&kernel, &file);
+            kernel.map_file(kernel.nursery, &region);
             kernel
         })
         .collect()
-}
-
-fn map_file(kernel: &Kernel, file: &File) {
-    #[repr(C)]
-    struct MapFile {
-        size: u32,
-        flags: u32,
-        ioas: u32,
-        fd: i32,
-        start: u64,
-        length: u64,
-        iova: u64,
-    }
-    let mut command = MapFile {
-        size: size_of::<MapFile>() as u32,
-        flags: MAP_FLAGS,
-        ioas: kernel.nursery,
-        fd: file.as_raw_fd(),
-        start: 0,
-        length: BUFFERS,
-        iova: IOVA,
-    };
-    let context = File::from(kernel.descriptor());
-    ioctl(&context, IOMMU_IOAS_MAP_FILE, &mut command).expect("IOMMU_IOAS_MAP_FILE");
 }

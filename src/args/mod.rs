@@ -165,7 +165,7 @@ pub struct ServeArgs {
     #[arg(
         long = "endpoint",
         value_name = "ID[,vfio=PATH|,vfio-fd=N][,dev-id=N]",
-        required_unless_present = "print_capabilities",
+        required_unless_present_any = ["iommufd_fd", "print_capabilities"],
         help_heading = "Endpoints"
     )]
     pub endpoints: Vec<EndpointSpec>,
@@ -178,6 +178,8 @@ pub struct ServeArgs {
     )]
     pub iommufd: Option<PathBuf>,
     /// An inherited iommufd, shared with the front-end
+    ///
+    /// The front-end binds the devices when it starts. Endpoints can then come with endpoint-add, over --control.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..), help_heading = "Endpoints")]
     pub iommufd_fd: Option<RawFd>,
 
@@ -348,6 +350,9 @@ pub enum ArgsError {
     /// An iommufd without a device to use it.
     #[error("{0} is for endpoints with vfio= or vfio-fd=, and there is none")]
     UnusedIommufd(&'static str),
+    /// No endpoint, and no way for one to come.
+    #[error("there is no endpoint: name one with --endpoint, or add them over --control")]
+    NoWayIn,
     /// A descriptor twice.
     #[error("file descriptor {0} is given for two purposes")]
     DuplicateFd(RawFd),
@@ -395,7 +400,10 @@ impl ServeArgs {
             (_, None) if self.iommufd.is_some() => {
                 return Err(ArgsError::UnusedIommufd("--iommufd"));
             }
-            (_, None) if self.iommufd_fd.is_some() => {
+            (None, None) if self.iommufd_fd.is_some() && self.control.is_none() => {
+                return Err(ArgsError::NoWayIn);
+            }
+            (Some(_), None) if self.iommufd_fd.is_some() => {
                 return Err(ArgsError::UnusedIommufd("--iommufd-fd"));
             }
             _ => {}

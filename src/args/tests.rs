@@ -109,6 +109,8 @@ fn options_that_contradict_each_other_are_refused() {
     ] {
         assert_eq!(check(&format!("{base} {more}")), Err(error), "{more}");
     }
+    assert_eq!(check("--fd 3 --iommufd-fd 4"), Err(ArgsError::NoWayIn));
+    assert_eq!(check("--fd 3 --iommufd-fd 4 --control /c"), Ok(()));
     let same_device = "--fd 3 --endpoint 1,vfio=/a --endpoint 2,vfio=/a";
     let error = ArgsError::DuplicateDevice("/a".to_owned());
     assert_eq!(check(same_device), Err(error));

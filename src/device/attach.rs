@@ -94,10 +94,11 @@ impl Device {
         id: EndpointId,
         pasid: Option<Pasid>,
     ) -> Result<(), Status> {
-        let bypass = state.bypass;
+        let (configured, connected) = (state.bypass, state.connected);
         let Some(endpoint) = state.endpoints.get_mut(&id) else {
             return Err(Status::NoEnt);
         };
+        let bypass = configured && endpoint.may_bypass(connected);
         let Some(old) = endpoint.membership(pasid) else {
             return Ok(());
         };
@@ -140,10 +141,11 @@ impl Device {
 
     /// Puts an endpoint that is not attached where the config space says (B25).
     pub(super) fn place_unattached(&self, state: &mut State, id: EndpointId) {
-        let bypass = state.bypass;
+        let (configured, connected) = (state.bypass, state.connected);
         let Some(endpoint) = state.endpoints.get_mut(&id) else {
             return;
         };
+        let bypass = configured && endpoint.may_bypass(connected);
         let wanted = if bypass {
             Place::Bypass
         } else {
@@ -165,6 +167,11 @@ impl Device {
     /// Writes `bypass` of the config space and moves who is concerned.
     pub(super) fn set_bypass(&self, state: &mut State, bypass: bool) {
         state.bypass = bypass;
+        self.place_all_unattached(state);
+    }
+
+    /// Puts every endpoint that is not attached where it belongs by now.
+    pub(super) fn place_all_unattached(&self, state: &mut State) {
         for id in ids(state) {
             self.place_unattached(state, id);
         }

@@ -54,6 +54,11 @@ impl Endpoint {
         })
     }
 
+    /// Whether it may be in bypass: one whose bypass is the front-end's mapping, only while there is a front-end.
+    pub fn may_bypass(&self, connected: bool) -> bool {
+        connected || !self.properties.borrowed
+    }
+
     pub fn membership(&self, pasid: Option<Pasid>) -> Option<Membership> {
         match (pasid, self.place) {
             (Some(pasid), _) => self.pasids.get(&pasid).copied(),

@@ -307,16 +307,18 @@ impl Device {
     /// A front-end connected.
     pub fn connect(&self) {
         self.counters.connections.increment();
-        self.state().connected = true;
+        let mut state = self.state();
+        state.connected = true;
+        self.place_all_unattached(&mut state);
     }
 
     /// The front-end is gone: a system reset. A device reset, then `bypass` is as at start (C10) and no
-    /// feature is negotiated. The transport takes the memory away with [`Device::update_memory`].
+    /// feature is negotiated. Devices that are the front-end's are blocked. The transport takes the memory away with [`Device::update_memory`].
     pub fn disconnect(&self) {
         let mut state = self.state();
         state.bypass = self.config.boot_bypass;
-        self.reset_state(&mut state);
         state.connected = false;
+        self.reset_state(&mut state);
         state.features = Features::empty();
         self.book().negotiate(Features::empty());
     }

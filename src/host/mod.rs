@@ -95,6 +95,9 @@ pub struct EndpointProperties {
     pub pasid_flags: PasidFlags,
     /// Holes in its address space, ascending and disjoint.
     pub reserved: Vec<ReservedRegion>,
+    /// Its device is the front-end's, which has all of guest memory mapped for it from the start: that is its
+    /// bypass. Without a front-end it reaches nothing, lest it reach what was a guest's.
+    pub borrowed: bool,
 }
 
 /// What all endpoints of a host have in common.

@@ -11,6 +11,7 @@ use crate::kernel::{Kernel, io, ioctl};
 
 const VFIO_DEVICE_GET_REGION_INFO: u64 = io(108);
 const VFIO_DEVICE_BIND_IOMMUFD: u64 = io(118);
+const VFIO_DEVICE_ATTACH_IOMMUFD_PT: u64 = io(119);
 
 const BAR0_REGION: u32 = 0;
 const CONFIG_REGION: u32 = 7;
@@ -82,6 +83,12 @@ impl Edu {
         assert_ne!(registers, libc::MAP_FAILED);
         let registers = registers.cast();
         Self { file, registers }
+    }
+
+    /// Puts it into an address space.
+    pub fn attach(&self, ioas: u32) {
+        let mut attach = [12u32, 0, ioas];
+        ioctl(&self.file, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &mut attach).unwrap();
     }
 
     /// A duplicate for the host.

@@ -6,6 +6,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use vhost_device_iommu::host::MemoryRegion;
+
 /// `_IO(';', n)`
 pub const fn io(number: u64) -> u64 {
     (b';' as u64) << 8 | number
@@ -14,7 +16,12 @@ pub const fn io(number: u64) -> u64 {
 const IOMMU_DESTROY: u64 = io(0x80);
 const IOMMU_IOAS_ALLOC: u64 = io(0x81);
 const IOMMU_IOAS_IOVA_RANGES: u64 = io(0x84);
+const IOMMU_IOAS_UNMAP: u64 = io(0x86);
+const IOMMU_IOAS_MAP_FILE: u64 = io(0x8f);
 const IOMMU_TEST_CMD: u64 = io(0xa0);
+
+/// FIXED_IOVA, WRITEABLE and READABLE.
+const MAP_FLAGS: u32 = 7;
 
 const OP_ADD_RESERVED: u32 = 1;
 const OP_MD_CHECK_MAP: u32 = 3;
@@ -50,6 +57,17 @@ struct TestCommand {
     arguments: [u64; 6],
     last: u32,
     padding: u32,
+}
+
+#[repr(C)]
+struct MapFile {
+    size: u32,
+    flags: u32,
+    ioas: u32,
+    fd: i32,
+    start: u64,
+    length: u64,
+    iova: u64,
 }
 
 /// An iommufd context of a test, shared with the host under test.
@@ -116,6 +134,27 @@ impl Kernel {
             stdev: out[0] as u32,
             dev: out[1] as u32,
         }
+    }
+
+    /// Maps a region of guest memory at its own addresses, readable and writable.
+    pub fn map_file(&self, ioas: u32, region: &MemoryRegion) {
+        let (file, offset) = region.file.as_ref().unwrap();
+        let mut command = MapFile {
+            size: size_of::<MapFile>() as u32,
+            flags: MAP_FLAGS,
+            ioas,
+            fd: file.as_raw_fd(),
+            start: *offset,
+            length: region.length,
+            iova: region.gpa.0,
+        };
+        ioctl(&self.file, IOMMU_IOAS_MAP_FILE, &mut command).unwrap();
+    }
+
+    /// Takes it out again.
+    pub fn unmap(&self, ioas: u32, region: &MemoryRegion) {
+        let mut command = [u64::from(ioas) << 32 | 24, region.gpa.0, region.length];
+        ioctl(&self.file, IOMMU_IOAS_UNMAP, &mut command).unwrap();
     }
 
     /// The page table that a device is attached to.

@@ -3,7 +3,7 @@
 
 use super::fake::{Call, FakeHost};
 use super::*;
-use crate::host::Attachment;
+use crate::host::{Attachment, EndpointProperties};
 
 #[test]
 fn unattached_endpoints_follow_the_config_byte__b25_c9() {
@@ -101,4 +101,26 @@ fn bypass_with_page_request_is_inval__x11() {
         Bench::new().attach_with(7, 1, BYPASS | PAGE_REQUEST),
         Status::Inval
     );
+}
+
+#[test]
+fn a_borrowed_device_is_in_bypass_only_while_there_is_a_front_end() {
+    let host = FakeHost::new(&[1, 2]);
+    host.set_endpoint(
+        1,
+        EndpointProperties {
+            borrowed: true,
+            ..Default::default()
+        },
+    );
+    let bench = Bench::with(DeviceConfig::default(), host);
+    let places = || [1, 2].map(|id| bench.host.attachment(requester(id)));
+    bench.device.disconnect();
+    assert_eq!(places(), [Attachment::Blocked, Attachment::Bypass]);
+    bench.device.connect();
+    assert_eq!(places(), [Attachment::Bypass; 2]);
+    bench.negotiate_without(Features::empty());
+    bench.attach(7, 1);
+    bench.device.disconnect();
+    assert_eq!(places(), [Attachment::Blocked, Attachment::Bypass]);
 }

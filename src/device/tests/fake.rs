@@ -52,6 +52,7 @@ impl FakeHost {
             pasid_width: 8,
             pasid_flags: PasidFlags::EXEC,
             reserved: Vec::new(),
+            borrowed: false,
         };
         let endpoints = endpoints
             .iter()

@@ -9,6 +9,7 @@ use super::attach::Attach;
 use super::context::Context;
 use super::fault::FaultQueue;
 use super::kernel::{self, CallError};
+use super::lender::Lender;
 use super::space::{AddressSpace, Needs};
 use crate::device::mapping::IovaRange;
 use crate::host::{Attachment, PageRequests, ReservedRegion};
@@ -37,6 +38,8 @@ pub(super) struct Endpoint {
     pub alignment: u64,
     /// Nothing is mapped there.
     pub blocked: AddressSpace,
+    /// Who else has the device.
+    pub lender: Option<Lender>,
     pub place: Place,
     pub pasids: BTreeMap<Pasid, Place>,
 }
@@ -86,6 +89,7 @@ impl Endpoint {
             allowed,
             alignment,
             blocked,
+            lender: None,
             place: Place {
                 to: Attachment::Blocked,
                 hwpt,
@@ -109,6 +113,11 @@ impl Endpoint {
                 .filter(|_| listens && self.page_requests)
                 .map(FaultQueue::id),
         }
+    }
+
+    /// The address space of the lender that is this endpoint's bypass, if there is one.
+    pub fn lent_bypass(&self) -> Option<u32> {
+        self.lender.as_ref()?.identity()
     }
 
     /// Reads again what can be mapped, which can become less with time. Only while it is blocked: elsewhere other

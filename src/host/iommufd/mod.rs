@@ -29,6 +29,7 @@ mod endpoint;
 mod error;
 mod fault;
 mod kernel;
+mod lender;
 mod memory;
 #[cfg(feature = "iommufd-test")]
 mod mock;
@@ -57,6 +58,7 @@ use attach::Attach;
 use context::{Context, access_flags};
 use endpoint::Endpoint;
 use fault::FaultQueue;
+use lender::Lender;
 use memory::GuestMemory;
 use moves::Bypass;
 use space::AddressSpace;
@@ -158,6 +160,7 @@ impl IommufdHost {
                 .find(|(_, endpoint)| endpoint.dev_id == wanted)
                 .map(|(&id, _)| id)
         };
+        let mut lender = None;
         let (device, dev_id): (Box<dyn Attach>, u32) = match source {
             EndpointSource::VfioPath(path) => {
                 let (device, dev_id) = VfioDevice::open(&self.context, &path)?;
@@ -166,6 +169,7 @@ impl IommufdHost {
             EndpointSource::VfioFd(fd) => {
                 let taken = |id| owner(id).is_some();
                 let (device, dev_id) = VfioDevice::shared(&self.context, fd, dev_id, &taken)?;
+                lender = Some(Lender::find(&self.context, id, &state.spaces()));
                 (Box::new(device), dev_id)
             }
             #[cfg(feature = "iommufd-test")]
@@ -180,8 +184,9 @@ impl IommufdHost {
         if let Some(other) = owner(dev_id) {
             return Err(SetupError::DeviceInUse(dev_id, other));
         }
-        let endpoint = Endpoint::new(&self.context, self.faults.as_ref(), device, dev_id)
+        let mut endpoint = Endpoint::new(&self.context, self.faults.as_ref(), device, dev_id)
             .map_err(|error| SetupError::Attach(id, error.to_string()))?;
+        endpoint.lender = lender;
         if let Err(why) = self.check_limits(&endpoint) {
             let _ = endpoint.device.release();
             return Err(SetupError::Incompatible(id, why));
@@ -268,6 +273,7 @@ impl Host for IommufdHost {
             pasid_width: endpoint.pasid_width,
             pasid_flags: endpoint.pasid_flags,
             reserved: endpoint.reserved(input_range),
+            borrowed: endpoint.lender.is_some(),
         })
     }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Between attachments, and in and out of guest memory: what concerns several address spaces.
 
+use std::collections::BTreeSet;
+
 use super::context::{Context, READ_WRITE, access_flags};
 use super::endpoint::{Endpoint, Place};
 use super::fault::FaultQueue;
@@ -47,6 +49,18 @@ impl Bypass {
 }
 
 impl State {
+    /// Ids of all address spaces that are ours.
+    pub(super) fn spaces(&self) -> BTreeSet<u32> {
+        let bypass = self.bypass.iter().map(|bypass| &bypass.space);
+        let domains = self.domains.values().map(|domain| &domain.space);
+        let blocked = self.endpoints.values().map(|endpoint| &endpoint.blocked);
+        let spaces = bypass.chain(domains).chain(blocked).map(AddressSpace::ioas);
+        spaces
+            .chain([self.memory.ioas()])
+            .map(|ioas| ioas.id())
+            .collect()
+    }
+
     pub(super) fn domain(&self, id: DomainId) -> Result<&Domain, HostError> {
         self.domains
             .get(&id)
@@ -122,6 +136,9 @@ impl State {
                 let domain = self.domains.get_mut(&domain).ok_or(missing)?;
                 domain.space.enter(context, needs, attach)
             }
+            (Attachment::Bypass, None) if let Some(lent) = endpoint.lent_bypass() => {
+                attach(lent).map(|()| lent)
+            }
             (Attachment::Bypass, _) => {
                 let found = position(&self.bypass, &endpoint.allowed);
                 let index = match found {
@@ -150,6 +167,7 @@ impl State {
                     domain.space.leave(old.hwpt);
                 }
             }
+            Attachment::Bypass if endpoint.lent_bypass() == Some(old.hwpt) => {}
             Attachment::Bypass => {
                 if let Some(index) = position(&self.bypass, &endpoint.allowed) {
                     self.bypass[index].space.leave(old.hwpt);

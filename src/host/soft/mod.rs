@@ -64,6 +64,7 @@ pub fn default_properties() -> EndpointProperties {
         pasid_width: PASID_WIDTH,
         pasid_flags: PasidFlags::EXEC | PasidFlags::PRIVILEGED,
         reserved: Vec::new(),
+        borrowed: false,
     }
 }
 

@@ -17,6 +17,15 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// As endpoint 1; its id in the context is found out.
+fn add_shared(bench: &Bench, device: &Edu) {
+    let source = EndpointSource::VfioFd(device.descriptor());
+    bench
+        .host
+        .add_endpoint(EndpointId(1), source, None)
+        .unwrap();
+}
+
 fn fill(bench: &Bench, offset: u64, value: u8) {
     bench.ram.write(offset, &[value; 4096]);
 }
@@ -32,12 +41,7 @@ fn a_shared_device_reads_and_writes_through_the_mappings_of_its_domain() {
     let _turn = turn();
     let bench = Bench::with_memory();
     let device = Edu::open(&bench.kernel);
-    // Its id in the context is found out.
-    let source = EndpointSource::VfioFd(device.descriptor());
-    bench
-        .host
-        .add_endpoint(EndpointId(1), source, None)
-        .unwrap();
+    add_shared(&bench, &device);
     let domain = bench.domain(1);
     bench.attach(1, unwanted(&domain)).unwrap();
     bench
@@ -65,15 +69,47 @@ fn a_shared_device_reads_and_writes_through_the_mappings_of_its_domain() {
     device.write(TARGET, 4096);
     assert_eq!(page(&bench, 2 * MIB), [0x5a; 4096]);
 
-    // In bypass a guest-physical address is one on the bus.
-    bench.attach(1, Attachment::Bypass).unwrap();
-    device.write(19 * MIB, 4096);
-    assert_eq!(page(&bench, 3 * MIB), [0x5a; 4096]);
-
     bench.attach(1, Attachment::Blocked).unwrap();
-    fill(&bench, 3 * MIB, 0x22);
-    device.write(19 * MIB, 4096);
-    assert_eq!(page(&bench, 3 * MIB), [0x22; 4096]);
+    fill(&bench, 2 * MIB, 0x22);
+    device.write(TARGET, 4096);
+    assert_eq!(page(&bench, 2 * MIB), [0x22; 4096]);
+    bench.host.remove_endpoint(EndpointId(1));
+}
+
+#[test]
+fn bypass_of_a_shared_device_is_the_mapping_of_who_shares_it() {
+    let _turn = turn();
+    let bench = Bench::new();
+    let device = Edu::open(&bench.kernel);
+    // As a virtual machine monitor does: before anybody tells us of memory, it is mapped.
+    let monitors = bench.kernel.nursery;
+    let region = bench.ram.region(16 * MIB, 0, MIB);
+    bench.kernel.map_file(monitors, &region);
+    device.attach(monitors);
+    add_shared(&bench, &device);
+    assert!(bench.host.endpoint(EndpointId(1)).unwrap().borrowed);
+
+    fill(&bench, 0, 0x5a);
+    bench.attach(1, Attachment::Bypass).unwrap();
+    device.read(16 * MIB, 4096);
+    device.write(16 * MIB + 0x4000, 4096);
+    assert_eq!(page(&bench, 0x4000), [0x5a; 4096]);
+
+    let domain = bench.domain(1);
+    bench.attach(1, unwanted(&domain)).unwrap();
+    device.write(16 * MIB + 0x8000, 4096);
+    assert_eq!(page(&bench, 0x8000), [0; 4096]);
+    bench.attach(1, Attachment::Bypass).unwrap();
+    device.write(16 * MIB + 0x8000, 4096);
+    assert_eq!(page(&bench, 0x8000), [0x5a; 4096]);
+
+    // What the monitor takes away is gone.
+    bench.kernel.unmap(monitors, &region);
+    device.write(16 * MIB, 4096);
+    assert_eq!(page(&bench, 0), [0x5a; 4096]);
+    fill(&bench, 0, 0x11);
+    device.write(16 * MIB, 4096);
+    assert_eq!(page(&bench, 0), [0x11; 4096]);
     bench.host.remove_endpoint(EndpointId(1));
 }
 

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Who shares a device with us: the virtual machine monitor that has bound it.
+//!
+//! Before we come, the device is in an address space of the monitor, which has all of guest memory in it and follows
+//! what comes and goes. We know guest memory only from the start of the guest's driver on, and a boot loader uses
+//! the device before: so the monitor's address space is the bypass of such a device, for as long as the monitor is
+//! there.
+
+use std::collections::BTreeSet;
+
+use super::context::Context;
+use super::kernel;
+use crate::spec::EndpointId;
+
+/// Ids of a context are handed out from 1, lowest first: no monitor has so many objects before its address space.
+const LAST_ID_LOOKED_AT: u32 = 4096;
+
+/// Who has lent a device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lender {
+    identity: Option<u32>,
+}
+
+impl Lender {
+    /// Finds the address space of the context that is none of `ours`. The kernel does not tell which one a device is
+    /// attached to, so where there are several, none is taken.
+    pub fn find(context: &Context, endpoint: EndpointId, ours: &BTreeSet<u32>) -> Self {
+        let mut others = (1..=LAST_ID_LOOKED_AT)
+            .filter(|id| !ours.contains(id) && kernel::iova_ranges(context.fd(), *id).is_ok());
+        let identity = match (others.next(), others.next()) {
+            (Some(only), None) => Some(only),
+            (first, _) => {
+                let found = if first.is_some() { "several" } else { "none" };
+                log::warn!(
+                    "endpoint {endpoint}: it reaches memory only when the guest's driver has started: of the address \
+                     spaces in the iommufd one should be that of the front-end, there are {found}"
+                );
+                None
+            }
+        };
+        Self { identity }
+    }
+
+    /// The address space with all of guest memory at its own addresses.
+    pub fn identity(&self) -> Option<u32> {
+        self.identity
+    }
+}

@@ -19,14 +19,6 @@ def environment() -> dict[str, str]:
     return {**os.environ, "CARGO_TERM_COLOR": "never"}
 
 
-def has_test(name: str) -> bool:
-    """Is there a test binary of this name?"""
-    command = ["cargo", "metadata", "--no-deps", "--format-version=1"]
-    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    packages = json.loads(output)["packages"]
-    return any(target["name"] == name and "test" in target["kind"] for item in packages for target in item["targets"])
-
-
 def build(arguments: list[str], name: str) -> pathlib.Path:
     """Builds with `cargo ARGUMENTS`: the executable of the target `name`."""
     say(f"building {name}")
@@ -46,6 +38,11 @@ def build(arguments: list[str], name: str) -> pathlib.Path:
 def backend() -> pathlib.Path:
     """The program under test, as users build it."""
     return build(["build", "--release", "--bin", "vhost-device-iommu"], "vhost-device-iommu")
+
+
+def test_backend() -> pathlib.Path:
+    """The program with endpoints on the kernel's mock bus."""
+    return build(["build", "--features", "iommufd-test", "--bin", "vhost-device-iommu"], "vhost-device-iommu")
 
 
 def test_binary(name: str) -> pathlib.Path:

@@ -10,7 +10,7 @@ import sys
 from . import boot, cargo, debian, kernel, qemu
 from .cache import Missing
 from .cargo import ROOT
-from .tally import CargoCounter, Tally, UnittestCounter, follow, lines
+from .tally import CargoCounter, Counter, Tally, UnittestCounter, follow, lines
 
 FUZZ_TARGET = "ring"
 FUZZ_SECONDS = 60
@@ -24,7 +24,6 @@ FUZZ_FLAGS = (
 )
 FUZZ_HOST = "x86_64-unknown-linux-gnu"
 
-NESTED_SMOKE = pathlib.Path(__file__).with_name("nested-smoke.sh")
 GUEST_INIT = ROOT / "guest" / "build" / "init"
 
 
@@ -112,10 +111,10 @@ def _fuzz(tally: Tally) -> None:
     tally.test(f"fuzz::{FUZZ_TARGET}", good, f"{runs} inputs in {FUZZ_SECONDS} s" if good else f"see {artifacts}")
 
 
-def _in_lab_kernel(tally: Tally, suite: str, host: boot.Host, program: list[str]) -> None:
-    """Runs a program that prints libtest's lines in the lab kernel, and reads the kernel's log afterwards."""
+def _in_lab_kernel(tally: Tally, suite: str, host: boot.Host, program: list[str], counter: Counter) -> None:
+    """Runs tests in the lab kernel, and reads the kernel's log afterwards."""
     before = tally.failed
-    result = boot.run(host, program, CargoCounter(tally))
+    result = boot.run(host, program, counter)
     tally.finished(f"{suite} in the lab kernel", result.status, before)
     trouble = result.trouble() or ([] if result.log else ["there is none"])
     for line in trouble:
@@ -127,7 +126,8 @@ def host(tally: Tally) -> None:
     """The iommufd host on the kernel's mock devices, in the lab kernel."""
     qemu.ensure_qemu(), kernel.ensure_kernel()
     program = cargo.test_binary("host_suite")
-    _in_lab_kernel(tally, "host", boot.Host(iommu=True), [str(program), "--test-threads=1", "--color=never"])
+    command = [str(program), "--test-threads=1", "--color=never"]
+    _in_lab_kernel(tally, "host", boot.Host(iommu=True), command, CargoCounter(tally))
 
 
 def guest(tally: Tally) -> None:
@@ -145,11 +145,20 @@ def guest(tally: Tally) -> None:
 
 
 def nested(tally: Tally) -> None:
-    """A host with a real VFIO device behind an emulated Intel IOMMU, and QEMU inside it."""
-    environment = lab_environment()
-    programs = [str(cargo.test_binary("nested_suite"))] if cargo.has_test("nested_suite") else []
-    machine = boot.Host(iommu=True, timeout=1800, environment=environment)
-    _in_lab_kernel(tally, "nested", machine, [str(NESTED_SMOKE), *programs])
+    """The lab kernel as a host with an emulated Intel IOMMU and devices behind it, and guests inside it."""
+    environment = {
+        **lab_environment(),
+        "VDI_PATCHED_MODULES": str(kernel.ensure_patched_modules()),
+        "VDI_TEST_BACKEND": str(cargo.test_backend()),
+        "VDI_PATIENCE": "5",
+        "PYTHONPATH": str(ROOT / "tests" / "functional"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    machine = boot.Host(iommu=True, memory="4G", timeout=3600, environment=environment)
+    # The interpreter itself: a wrapper of it in PATH may need more than the lab kernel has.
+    interpreter, tests = os.path.realpath(sys.executable), ROOT / "tests" / "nested"
+    command = [interpreter, "-m", "unittest", "discover", "-v", "-s", str(tests)]
+    _in_lab_kernel(tally, "nested", machine, command, UnittestCounter(tally))
 
 
 SUITES = {"unit": unit, "host": host, "guest": guest, "nested": nested}

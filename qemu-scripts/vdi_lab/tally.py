@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Counts of tests, read from the output of the test runners while it is shown."""
 
+import abc
 import re
 import subprocess
 import sys
@@ -46,30 +47,38 @@ class Output(Protocol):
     def flush(self) -> None: ...
 
 
-class CargoCounter:
-    """Reads libtest's output, and shows what is written to it."""
+class Counter(abc.ABC):
+    """Counts from a test runner's output, and shows what is written to it."""
 
     def __init__(self, tally: Tally):
         self._tally = tally
+
+    @abc.abstractmethod
+    def line(self, line: str) -> None:
+        """Takes a line without its end."""
+
+    def write(self, text: str) -> None:
+        sys.stdout.write(text)
+        self.line(text.rstrip("\n"))
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
+class CargoCounter(Counter):
+    """Reads libtest's output."""
 
     def line(self, line: str) -> None:
         if found := CARGO.match(line):
             self._tally.passed += int(found[1])
             self._tally.failed += int(found[2])
 
-    def write(self, text: str) -> None:
-        sys.stdout.write(text)
-        self.line(text)
 
-    def flush(self) -> None:
-        sys.stdout.flush()
-
-
-class UnittestCounter:
+class UnittestCounter(Counter):
     """Reads unittest's output."""
 
     def __init__(self, tally: Tally):
-        self._tally = tally
+        super().__init__(tally)
         self._ran = 0
 
     def line(self, line: str) -> None:

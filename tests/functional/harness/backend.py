@@ -24,7 +24,14 @@ def _is_listening(path: pathlib.Path) -> bool:
 class Backend:
     """A running back-end with its vhost-user socket and its control socket."""
 
-    def __init__(self, program: pathlib.Path, directory: pathlib.Path, endpoints: list[str], options: list[str]):
+    def __init__(
+        self,
+        program: pathlib.Path,
+        directory: pathlib.Path,
+        endpoints: list[str],
+        options: list[str],
+        inherited: tuple[int, ...] = (),
+    ):
         self.socket = directory / "vhost.sock"
         self.log = directory / "backend.log"
         control = directory / "control.sock"
@@ -32,7 +39,9 @@ class Backend:
         for endpoint in endpoints:
             command += ["--endpoint", endpoint]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([*command, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [*command, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=inherited
+            )
         try:
             self._wait_listening([self.socket, control])
             self.control = Control(control)

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """The program in the guest, command by command: see guest/README.md."""
 
+import os
 import socket
 from collections.abc import Callable
 
 from .lines import LineSocket
 from .modules import Modules
 
-# Emulation on a busy machine is slow; nothing that works takes this long.
-TIMEOUT = 60.0
-BOOT_TIMEOUT = 180.0
+# Emulation on a busy machine is slow; nothing that works takes this long. Emulation in emulation is slower.
+PATIENCE = float(os.environ.get("VDI_PATIENCE", "1"))
+TIMEOUT = 60.0 * PATIENCE
+BOOT_TIMEOUT = 180.0 * PATIENCE
 
 
 class GuestError(Exception):

@@ -8,7 +8,9 @@
 | `VDI_PATCHED_KERNEL`, `VDI_PATCHED_MODULES` | the lab kernel with the patches of guest/linux/, likewise |
 | `VDI_DEBIAN_KERNEL`, `VDI_DEBIAN_MODULES` | Debian's packaged kernel, likewise |
 | `VDI_BACKEND` | the program under test |
+| `VDI_TEST_BACKEND` | the same with endpoints on the kernel's mock bus |
 | `VDI_INIT` | the guest's program, made by `make -C guest` |
+| `VDI_PATIENCE` | how many times as long as usual to wait for a guest |
 | `VDI_KEEP` | a directory for logs; without it they are shown for failed tests only |
 """
 
@@ -23,7 +25,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "qemu-scrip
 
 from vdi_lab import initramfs  # noqa: E402
 
-__all__ = ["Kernel", "Missing", "backend", "debian_kernel", "guest_init", "initramfs", "lab_kernel", "patched_kernel", "qemu"]
+__all__ = [
+    "Kernel", "Missing", "backend", "debian_kernel", "guest_init", "initramfs", "lab_kernel", "patched_kernel", "qemu",
+    "test_backend",
+]  # fmt: skip
 
 
 class Missing(Exception):
@@ -57,6 +62,10 @@ def qemu() -> list[str]:
 
 def backend() -> pathlib.Path:
     return _path("VDI_BACKEND")
+
+
+def test_backend() -> pathlib.Path:
+    return _path("VDI_TEST_BACKEND")
 
 
 def guest_init() -> pathlib.Path:

@@ -26,10 +26,12 @@ class FunctionalTest(unittest.TestCase):
 
     # The kernel that the guests of a class boot.
     kernel = staticmethod(lab.lab_kernel)
+    # The back-end that they start.
+    backend = staticmethod(lab.backend)
 
     def setUp(self) -> None:
         try:
-            lab.qemu(), lab.backend(), lab.guest_init(), self.kernel()
+            lab.qemu(), self.backend(), lab.guest_init(), self.kernel()
         except lab.Missing as missing:
             self.skipTest(str(missing))
         self._machines = 0
@@ -74,17 +76,24 @@ class FunctionalTest(unittest.TestCase):
         while not condition():
             self.assertLess(time.monotonic(), deadline, f"not within {timeout} s: {what}")
 
-    def start_backend(self, *options: str, endpoints: tuple[str, ...] = (*ENDPOINTS, UNKNOWN_TO_GUEST)) -> Backend:
-        backend = Backend(lab.backend(), self.directory, list(endpoints), list(options))
+    def start_backend(
+        self,
+        *options: str,
+        endpoints: tuple[str, ...] = (*ENDPOINTS, UNKNOWN_TO_GUEST),
+        inherited: tuple[int, ...] = (),
+    ) -> Backend:
+        backend = Backend(self.backend(), self.directory, list(endpoints), list(options), inherited)
         self.addCleanup(backend.close)
         return backend
 
-    def start_machine(self, backend: Backend | None, command_line: str = "") -> Machine:
-        """A machine behind `backend`, or behind QEMU's own virtio-iommu; waits for its init."""
+    def start_machine(
+        self, backend: Backend | None, command_line: str = "", endpoints: tuple[str, ...] = ENDPOINTS
+    ) -> Machine:
+        """A machine with `endpoints` behind `backend`, or behind QEMU's own virtio-iommu; waits for its init."""
         viot = None
         if backend:
             viot = self.directory / "viot.bin"
-            write_viot(lab.backend(), viot, IOMMU, list(ENDPOINTS))
+            write_viot(lab.backend(), viot, IOMMU, list(endpoints))
         self._machines += 1
         directory = self.directory / f"machine{self._machines}"
         directory.mkdir()

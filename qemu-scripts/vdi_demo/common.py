@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from harness import lab
 from harness.backend import Backend, write_viot
 from harness.machine import IOMMU, Machine, MachineConfig
-from vdi_lab import kernel, qemu
+from vdi_lab import kernel, qemu, trouble
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRESS_SECONDS = 15
@@ -110,6 +110,8 @@ def running(
         machine = Machine(MachineConfig(kernel=image, vhost_socket=backend.socket, viot=viot), directory)
         try:
             yield backend, machine
+            if found := trouble.lines(machine.console.text):
+                raise Failed("\n".join(["the guest's kernel log tells of a bug:", *found]))
         finally:
             machine.close()
     finally:

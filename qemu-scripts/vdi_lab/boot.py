@@ -16,7 +16,7 @@ import tempfile
 import threading
 from dataclasses import dataclass, field
 
-from . import kernel, qemu
+from . import kernel, qemu, trouble
 from .cache import Missing
 from .tally import Output
 
@@ -54,9 +54,6 @@ echo b >/proc/sysrq-trigger
 sleep 60
 """
 
-# What a kernel log must not have. A module taints and a warning tells its place.
-TROUBLE = ("WARNING:", "BUG:", "Oops", "Call Trace:", "general protection", "UBSAN", "refcount_t", "Kernel panic")
-
 
 @dataclass
 class Host:
@@ -79,7 +76,7 @@ class Result:
 
     def trouble(self) -> list[str]:
         """Lines of the kernel log that tell of a bug."""
-        return [line for line in self.log.splitlines() if any(word in line for word in TROUBLE)]
+        return trouble.lines(self.log)
 
 
 def _command(host: Host, init: pathlib.Path) -> list[str]:

@@ -131,13 +131,23 @@ def host(tally: Tally) -> None:
 
 
 def guest(tally: Tally) -> None:
-    """Stock Linux guests behind the back-end, with the software host."""
+    """Linux guests behind the back-end, with the software host: stock ones, with the patched driver, and on a kernel
+    that checks itself."""
     environment = {**os.environ, **lab_environment(), "PYTHONUNBUFFERED": "1"}
     try:
         patched = kernel.ensure_patched_kernel()
         environment |= {"VDI_PATCHED_KERNEL": str(patched.image), "VDI_PATCHED_MODULES": str(patched.modules)}
     except Missing as missing:
         tally.missing("guest: the patched kernel", missing)
+    try:
+        for name, found in (
+            ("VDI_DEBUG", kernel.ensure_debug_kernel()),
+            ("VDI_DEBUG_PATCHED", kernel.ensure_debug_patched_kernel()),
+        ):
+            environment |= {f"{name}_KERNEL": str(found.image), f"{name}_MODULES": str(found.modules)}
+        print("guest: test_debug_kernel runs on the kernel with lockdep and KASAN", flush=True)
+    except Missing as missing:
+        tally.missing("guest: the kernel with lockdep and KASAN", missing)
     before = tally.failed
     command = [sys.executable, "-m", "unittest", "discover", "-v"]
     status = follow(command, UnittestCounter(tally).line, cwd=ROOT / "tests" / "functional", env=environment)

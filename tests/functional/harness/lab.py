@@ -6,6 +6,8 @@
 | `VDI_QEMU` | the command that runs QEMU 11.1 |
 | `VDI_KERNEL`, `VDI_MODULES` | the lab kernel and the directory of its modules |
 | `VDI_PATCHED_KERNEL`, `VDI_PATCHED_MODULES` | the lab kernel with the patches of guest/linux/, likewise |
+| `VDI_DEBUG_KERNEL`, `VDI_DEBUG_MODULES` | the lab kernel with lockdep and KASAN, likewise |
+| `VDI_DEBUG_PATCHED_KERNEL`, `VDI_DEBUG_PATCHED_MODULES` | that with the patches, likewise |
 | `VDI_DEBIAN_KERNEL`, `VDI_DEBIAN_MODULES` | Debian's packaged kernel, likewise |
 | `VDI_BACKEND` | the program under test |
 | `VDI_TEST_BACKEND` | the same with endpoints on the kernel's mock bus |
@@ -23,11 +25,11 @@ from dataclasses import dataclass
 # The lab's own code: the packing of an initramfs is there.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "qemu-scripts"))
 
-from vdi_lab import initramfs  # noqa: E402
+from vdi_lab import initramfs, trouble  # noqa: E402
 
 __all__ = [
-    "Kernel", "Missing", "backend", "debian_kernel", "guest_init", "initramfs", "lab_kernel", "patched_kernel", "qemu",
-    "test_backend",
+    "Kernel", "Missing", "backend", "debian_kernel", "debug_kernel", "debug_patched_kernel", "guest_init", "initramfs",
+    "lab_kernel", "patched_kernel", "qemu", "test_backend", "trouble",
 ]  # fmt: skip
 
 
@@ -79,6 +81,16 @@ def lab_kernel() -> Kernel:
 def patched_kernel() -> Kernel:
     """The lab kernel with the patches of guest/linux/."""
     return Kernel(_path("VDI_PATCHED_KERNEL"), _path("VDI_PATCHED_MODULES"))
+
+
+def debug_kernel() -> Kernel:
+    """The lab kernel with lockdep and KASAN, and the stock driver."""
+    return Kernel(_path("VDI_DEBUG_KERNEL"), _path("VDI_DEBUG_MODULES"))
+
+
+def debug_patched_kernel() -> Kernel:
+    """The same with the patches of guest/linux/."""
+    return Kernel(_path("VDI_DEBUG_PATCHED_KERNEL"), _path("VDI_DEBUG_PATCHED_MODULES"))
 
 
 def debian_kernel() -> Kernel:

@@ -24,7 +24,8 @@ ENDPOINTS = ("00:05.0", "00:06.0")
 # long enough to look like a lockup; a real one is found by the time limits of the tests.
 COMMAND_LINE = "console=ttyS0 loglevel=6 panic=-1 nokaslr nowatchdog iommufd.allow_unsafe_interrupts=1"
 
-MODULES = ["virtio_iommu", "vfio_pci", "vfio_iommu_type1"]
+# What may be a module; kernels have some of it built in, or not at all.
+MODULES = ["virtio_iommu", "vfio_pci", "vfio_iommu_type1", "lkdtm"]
 
 
 @dataclass
@@ -37,6 +38,7 @@ class MachineConfig:
     viot: pathlib.Path | None = None
     command_line: str = ""
     memory: str = "512M"
+    processors: int = 1
     extra: list[str] = field(default_factory=list)
 
 
@@ -48,7 +50,7 @@ def qemu_command(config: MachineConfig, image: pathlib.Path) -> list[str]:
     """QEMU with everything but the lines to the guest; `image` is the initramfs."""
     command = [
         *lab.qemu(), "-nodefaults", "-no-user-config", "-display", "none",
-        "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", config.memory,
+        "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(config.processors), "-m", config.memory,
         "-object", f"memory-backend-memfd,id=mem,size={config.memory},share=on", "-numa", "node,memdev=mem",
         "-kernel", str(config.kernel.image), "-initrd", str(image),
         "-append", f"{COMMAND_LINE} {config.command_line}",

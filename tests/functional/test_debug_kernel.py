@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The tests of the drivers again, on a kernel that checks itself (guest/kernel/debug.config: lockdep, KASAN and others)
+and on two processors. Every test fails when the guest's log has a report: `FunctionalTest._check`."""
+
+import test_dma
+import test_lifecycle
+import test_page_requests
+from harness import lab
+from harness.machine import Machine
+from harness.testcase import FunctionalTest
+
+CRASH = "/sys/kernel/debug/provoke-crash/DIRECT"
+
+
+class DebugKernel:
+    """What the classes have in common. An interrupt while Linux 7.2 identifies its processor finds the flag for five
+    levels of page tables cleared, and KASAN then takes any address for a wild one: so there are only four."""
+
+    processors = 2
+    command_line = "no5lvl"
+
+
+class ReportTest(DebugKernel, FunctionalTest):
+    """A bug on such a kernel does fail a test."""
+
+    kernel = staticmethod(lab.debug_kernel)
+
+    def _check(self, machine: Machine) -> None:
+        with self.assertRaisesRegex(AssertionError, "KASAN: slab-use-after-free"):
+            super()._check(machine)
+
+    def test_use_after_free_is_reported_and_seen(self):
+        machine = self.start_machine(self.start_backend())
+        machine.guest.load("lkdtm")
+        machine.guest.run(f"write {CRASH} READ_AFTER_FREE")
+        machine.console.wait_for("KASAN: slab-use-after-free", 60)
+
+
+class StockDriverTest(DebugKernel, test_dma.DmaCases, FunctionalTest):
+    kernel = staticmethod(lab.debug_kernel)
+    keeps_mappings_without_devices = True
+
+
+class PatchedDriverDmaTest(DebugKernel, test_page_requests.PatchedDriverDmaTest):
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+
+class PatchedDriverPageRequestTest(DebugKernel, test_page_requests.PageRequestTest):
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+    def test_locks_are_still_checked_after_page_requests(self):
+        """lockdep goes off for good with its first report, and when its tables are full."""
+        _, guest, _ = self.start_attached()
+        reader = self.connect()
+        read = test_page_requests.Call(lambda: reader.dma_read(test_dma.FIRST, test_dma.IOVA, 16))
+        (fault,) = self.faults(guest, "one")
+        guest.map("one", test_dma.IOVA, test_dma.LENGTH, "r", 1)
+        guest.run(f"answer one {fault['cookie']} success")
+        read.result()
+        guest.run("detach one")
+        checking = [line.split()[-1] for line in guest.lines("cat /proc/lockdep_stats") if "debug_locks:" in line]
+        self.assertEqual(checking, ["1"])
+
+
+class PatchedDriverLifecycleTest(DebugKernel, test_lifecycle.LifecycleTest):
+    kernel = staticmethod(lab.debug_patched_kernel)

@@ -1,17 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Figures of the whole back-end over the software host, each beside something measured in the same run.
 //!
-//! `cargo bench --bench figures [NAME...]` with names of `memory`, `process`, `wake`, `batch`; all of them without.
-//! Prints a table in Markdown.
+//! `cargo bench --bench figures [NAME...]` with names of `memory`, `process`, `wake`, `batch`, `faults`; all of
+//! them without. Prints tables in Markdown.
 
+#[path = "../common/bare.rs"]
+mod bare;
 #[path = "../../tests/common/mod.rs"]
 mod common;
 #[path = "../common/figure.rs"]
 mod figure;
+#[path = "../common/hops.rs"]
+mod hops;
+#[path = "../common/pin.rs"]
+mod pin;
+#[path = "../common/stamps.rs"]
+mod stamps;
 
 mod batch;
+mod faults;
 mod memory;
-mod pin;
 mod process;
 mod wake;
 
@@ -39,5 +47,9 @@ fn main() {
             print(&figures());
             println!();
         }
+    }
+    if names.is_empty() || names.iter().any(|wanted| wanted == "faults") {
+        eprintln!("measuring: faults");
+        faults::measure();
     }
 }

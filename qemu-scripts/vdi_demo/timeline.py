@@ -3,7 +3,8 @@
 
 import statistics
 from dataclasses import dataclass
-from html import escape
+
+from vdi_lab import svg
 
 WIDTH, HEIGHT = 960, 530
 LEFT, RIGHT = 110, 890
@@ -53,20 +54,6 @@ def _aligned(pairs: list[Pair]) -> list[tuple[int, int, int, int]]:
     return times
 
 
-def _text(x: float, y: float, text: str, more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" {more}>{escape(text)}</text>'
-
-
-def _box(x: float, y: float, width: float, height: float, colour: str) -> str:
-    return f'<rect x="{x:.2f}" y="{y:.1f}" width="{max(width, 0.6):.2f}" height="{height}" fill="{colour}"/>'
-
-
-def _round_step(span: float) -> float:
-    """A distance of marks, 1, 2 or 5 times a power of ten, that gives at most twelve of them."""
-    steps = (digit * 10.0**power for power in range(-2, 5) for digit in (1, 2, 5))
-    return next(step for step in steps if span / step <= 12)
-
-
 def _lanes(pairs: list[Pair], times: list[tuple[int, int, int, int]]) -> list[str]:
     """All accesses, a lane for each endpoint."""
     start, end = min(time[0] for time in times), max(time[3] for time in times)
@@ -75,27 +62,27 @@ def _lanes(pairs: list[Pair], times: list[tuple[int, int, int, int]]) -> list[st
     endpoints = sorted({touch.endpoint for touch, _ in pairs})
     bottom = 132 + 62 * len(endpoints)
     span = (end - start) / 1e6
-    step = _round_step(span)
+    step = svg.step(span)
     for mark in range(int(span / step) + 1):
         x = LEFT + mark * step * 1e6 * scale
-        out.append(f'<path d="M{x:.1f},125 V{bottom}" stroke="#e4e4e7"/>')
-        out.append(_text(x, bottom + 16, f"{mark * step:g} ms", 'text-anchor="middle" class="small"'))
+        out.append(svg.line(f"M{x:.1f},125 V{bottom}", "#e4e4e7"))
+        out.append(svg.text(x, bottom + 16, f"{mark * step:g} ms", 'text-anchor="middle" class="small"'))
     for lane, endpoint in enumerate(endpoints):
         y = 138 + 62 * lane
-        out.append(_text(15, y + 20, endpoint, 'font-weight="bold"'))
+        out.append(svg.bold(15, y + 20, endpoint))
         access = next(fault.access for touch, fault in pairs if touch.endpoint == endpoint)
-        out.append(_text(15, y + 36, "reads" if access == "r" else "writes", 'class="small"'))
+        out.append(svg.small(15, y + 36, "reads" if access == "r" else "writes"))
         for (touch, _), (began, told, answered, ended) in zip(pairs, times, strict=True):
             if touch.endpoint != endpoint:
                 continue
             at = [LEFT + (time - start) * scale for time in (began, told, answered, ended)]
             colours = [TO_GUEST, IN_GUEST, REFUSED if touch.refused else BACK]
             for x, after, colour in zip(at, at[1:], colours, strict=False):
-                out.append(_box(x, y, after - x, 40, colour))
+                out.append(svg.box(x, y, after - x, 40, colour))
             # One access follows the other at once: a line tells them apart.
-            out.append(f'<path d="M{at[0]:.2f},{y - 4} v48" stroke="#18181b" stroke-width="1"/>')
+            out.append(svg.line(f"M{at[0]:.2f},{y - 4} v48", "#18181b"))
             if touch.refused:
-                out.append(_text(at[3] + 4, y + 25, "refused", f'class="small" fill="{REFUSED}"'))
+                out.append(svg.text(at[3] + 4, y + 25, "refused", f'class="small" fill="{REFUSED}"'))
     return out
 
 
@@ -107,7 +94,7 @@ def _enlarged(pairs: list[Pair], times: list[tuple[int, int, int, int]]) -> list
     began, told, answered, ended = times[chosen]
     y = 345
     out = [
-        _text(15, y - 22, f"One of them: {touch.endpoint}, page {touch.address:#x}, group {fault.group}", 'font-weight="bold"')
+        svg.bold(15, y - 22, f"One of them: {touch.endpoint}, page {touch.address:#x}, group {fault.group}")
     ]
     scale = (RIGHT - LEFT) / (ended - began)
     steps = (
@@ -117,11 +104,11 @@ def _enlarged(pairs: list[Pair], times: list[tuple[int, int, int, int]]) -> list
     )
     for row, (start, end, colour, name, what) in enumerate(steps):
         x = LEFT + (start - began) * scale
-        out.append(_box(x, y, (end - start) * scale, 34, colour))
+        out.append(svg.box(x, y, (end - start) * scale, 34, colour))
         line = y + 62 + 22 * row
-        out.append(_box(15, line - 11, 12, 12, colour))
-        out.append(_text(34, line, f"{name}: {(end - start) / 1e3:.0f} µs"))
-        out.append(_text(270, line, what, 'class="small"'))
+        out.append(svg.box(15, line - 11, 12, 12, colour))
+        out.append(svg.text(34, line, f"{name}: {(end - start) / 1e3:.0f} µs"))
+        out.append(svg.small(270, line, what))
     return out
 
 
@@ -131,10 +118,10 @@ def draw(pairs: list[Pair], again: list[Touch], release: str) -> str:
     waits = [touch.ended - touch.began for touch, _ in pairs if not touch.refused]
     first, second = statistics.median(waits) / 1e3, statistics.median(touch.ended - touch.began for touch in again) / 1e3
     body = [
-        _text(15, 32, "Memory that is mapped when a device touches it", 'font-size="19" font-weight="bold"'),
-        _text(15, 56, "Two devices do DMA to a buffer of a program in a Linux guest. Nothing of it is mapped in their IOMMU: "
+        svg.text(15, 32, "Memory that is mapped when a device touches it", 'font-size="19" font-weight="bold"'),
+        svg.text(15, 56, "Two devices do DMA to a buffer of a program in a Linux guest. Nothing of it is mapped in their IOMMU: "
                       "each first touch of a page (a bar) waits"),
-        _text(15, 74, "until the guest has been asked, has mapped the page, and has answered. "
+        svg.text(15, 74, "until the guest has been asked, has mapped the page, and has answered. "
                       f"Guest: Linux {release}, virtio-iommu with page requests."),
     ]  # fmt: skip
     x = 15
@@ -144,24 +131,14 @@ def draw(pairs: list[Pair], again: list[Touch], release: str) -> str:
         (BACK, "answer on its way, DMA completes"),
         (REFUSED, "outside of the buffer: refused"),
     ):
-        body += [_box(x, 92, 12, 12, colour), _text(x + 18, 102, name, 'class="small"')]
+        body += [svg.box(x, 92, 12, 12, colour), svg.small(x + 18, 102, name)]
         x += 44 + 5.9 * len(name)
     body += _lanes(pairs, times)
     body += _enlarged(pairs, times)
     body += [
-        _text(15, HEIGHT - 42, f"First touch of a page: {first:.0f} µs (median of {len(waits)}). Touched again, now that it is "
+        svg.text(15, HEIGHT - 42, f"First touch of a page: {first:.0f} µs (median of {len(waits)}). Touched again, now that it is "
                                f"mapped: {second:.0f} µs, without a page request."),
-        _text(15, HEIGHT - 22, "The times have the way from the demo to the back-end in them, and the guest is emulated: what "
+        svg.text(15, HEIGHT - 22, "The times have the way from the demo to the back-end in them, and the guest is emulated: what "
                                "it does for the first time takes longest.", 'class="small"'),
     ]  # fmt: skip
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-            'font-family="DejaVu Sans, Arial, sans-serif" font-size="13">',
-            "<title>Memory that is mapped when a device touches it</title>",
-            "<style>.small { font-size: 11.5px; fill: #3f3f46; }</style>",
-            f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-            *body,
-            "</svg>\n",
-        ]
-    )
+    return svg.document(WIDTH, HEIGHT, "Memory that is mapped when a device touches it", body)

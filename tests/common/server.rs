@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The device over the software host, served on a thread of the test.
+//! The device over a host, the software host unless told otherwise, served on a thread of the test.
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use vhost_device_iommu::device::{Device, DeviceConfig};
+use vhost_device_iommu::host::Host;
 use vhost_device_iommu::host::soft::{SoftHost, default_properties};
 use vhost_device_iommu::spec::EndpointId;
 use vhost_device_iommu::transport::{Options, Source, TransportError, serve};
@@ -33,9 +34,9 @@ impl Default for ServerOptions {
 }
 
 /// A running server; stops when dropped.
-pub struct Server {
+pub struct Server<H = SoftHost> {
     pub device: Arc<Device>,
-    pub host: Arc<SoftHost>,
+    pub host: Arc<H>,
     pub path: PathBuf,
     stop: EventFd,
     thread: Option<JoinHandle<Result<(), TransportError>>>,
@@ -44,12 +45,19 @@ pub struct Server {
 
 impl Server {
     pub fn start(options: ServerOptions) -> Self {
-        let host = Arc::new(SoftHost::new().expect("a host"));
-        let ids: Vec<_> = options.endpoints.iter().map(|&id| EndpointId(id)).collect();
-        for &id in &ids {
-            host.add_endpoint(id, default_properties())
+        let host = SoftHost::new().expect("a host");
+        for &id in &options.endpoints {
+            host.add_endpoint(EndpointId(id), default_properties())
                 .expect("an endpoint");
         }
+        Self::over(Arc::new(host), options)
+    }
+}
+
+impl<H: Host + 'static> Server<H> {
+    /// Over a host that has the endpoints.
+    pub fn over(host: Arc<H>, options: ServerOptions) -> Self {
+        let ids: Vec<_> = options.endpoints.iter().map(|&id| EndpointId(id)).collect();
         let device = Device::new(options.config, Arc::clone(&host) as _, &ids).expect("a device");
         let device = Arc::new(device);
         let directory = tempfile::tempdir().expect("a directory");
@@ -78,7 +86,9 @@ impl Server {
             _directory: directory,
         }
     }
+}
 
+impl<H> Server<H> {
     /// Tells it to stop, and waits.
     pub fn stop(&mut self) {
         self.stop.write(1).expect("an eventfd");
@@ -91,7 +101,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl<H> Drop for Server<H> {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.stop();

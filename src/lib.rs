@@ -15,12 +15,13 @@
 //! * [`host`]: the [`host::Host`] contract, and the two hosts that keep it: `iommufd` and `soft`.
 //! * [`soft_endpoint`]: software PCI functions, whose DMA goes through `soft`.
 //! * [`transport`]: vhost-user - one daemon per connection, virtqueues, event delivery, guest memory.
+//! * [`soft_endpoint`]: a PCI function in software, over vfio-user.
 //! * [`control`]: the control socket.
 //! * [`args`], [`viot`], [`listen`], [`seccomp`], [`sys`]: the command line, the ACPI table, and what the start of the
 //!   process needs.
 //!
 //! `docs/architecture.md` has the locks, and the reasons. `unsafe` code is confined to the modules that talk to the
-//! kernel: `host/iommufd/`, `sys`, `transport/relay`.
+//! kernel: `host/iommufd/`, `sys`, `relay`.
 #![deny(unsafe_code)]
 #![cfg_attr(
     test,
@@ -35,6 +36,8 @@ pub mod control;
 pub mod device;
 pub mod host;
 pub mod listen;
+mod poller;
+mod relay;
 pub mod seccomp;
 pub mod soft_endpoint;
 pub mod spec;

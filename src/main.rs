@@ -113,6 +113,9 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
     };
     let result = transport::serve(device, host.host(), source, &options, &stop);
     stop.write(1)?;
+    if let Some(functions) = host.functions() {
+        functions.clear();
+    }
     if let Some(control) = control {
         control.join();
     }
@@ -179,7 +182,7 @@ fn make_host(args: &ServeArgs, inherited: Inherited) -> Result<AnyHost, Failure>
         };
         AnyHost::Iommufd(Arc::new(IommufdHost::new(iommufd)?))
     } else {
-        AnyHost::Soft(Arc::new(SoftHost::new()?))
+        AnyHost::Soft(Arc::new(SoftHost::new()?), Arc::default())
     };
     for (endpoint, fd) in args.endpoints.iter().zip(inherited.devices) {
         host.add_endpoint(endpoint, fd)?;

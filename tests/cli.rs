@@ -128,8 +128,8 @@ fn a_command_line_that_cannot_be_understood_ends_with_2() {
             "one process serves one kind",
         ),
         (
-            &["--fd", "3", "--endpoint", "1,soft=/a"],
-            "not available yet",
+            &["--fd", "3", "--endpoint", "1,soft="],
+            "needs the path of a socket",
         ),
     ] {
         let output = run(arguments);

@@ -61,7 +61,7 @@ impl Daemon {
         let stop = EventFd::new(0).expect("eventfd");
         let context = Context {
             device: Arc::clone(&device),
-            host: AnyHost::Soft(Arc::clone(&host)),
+            host: AnyHost::Soft(Arc::clone(&host), Arc::default()),
         };
         let control = Control::start(listener, context, &stop).expect("start");
         Self {
@@ -390,8 +390,6 @@ fn endpoints_come_and_go() {
     assert_eq!(client.class("endpoint-add", add.clone()), "InvalidArgument");
     let vfio = json!({"endpoint": 1, "vfio": "/dev/vfio/devices/vfio0"});
     assert_eq!(client.class("endpoint-add", vfio), "Unsupported");
-    let soft = json!({"endpoint": 1, "soft": "/run/vfio-user"});
-    assert_eq!(client.class("endpoint-add", soft), "InvalidArgument");
     let read = json!({"endpoint": "00:06.0", "iova": 0, "length": 1});
     assert_eq!(
         client.call("dma-read", read.clone()),
@@ -403,6 +401,35 @@ fn endpoints_come_and_go() {
     );
     assert_eq!(client.class("endpoint-remove", add), "InvalidArgument");
     assert_eq!(client.class("dma-read", read), "InvalidArgument");
+}
+
+#[test]
+fn pci_functions_come_and_go() {
+    let daemon = Daemon::new();
+    let mut client = daemon.connect();
+    assert_eq!(
+        client.class("endpoint", json!({"endpoint": 40})),
+        "Unsupported"
+    );
+    let nowhere = json!({"endpoint": 1, "soft": "/nonexistent/pci"});
+    assert_eq!(client.class("endpoint-add", nowhere), "InvalidArgument");
+    let one = json!({"endpoint": 1});
+    assert_eq!(client.class("endpoint", one.clone()), "InvalidArgument");
+    let path = daemon.path.with_file_name("pci");
+    for _ in 0..2 {
+        let add = json!({"endpoint": 1, "soft": path});
+        assert_eq!(client.call("endpoint-add", add), json!({"return": {}}));
+        let front_end = vfio_user::Client::new(&path).expect("connect");
+        let seen = &client.call("endpoint", one.clone())["return"];
+        assert_eq!(seen["connected"], true);
+        assert_eq!(
+            client.call("endpoint-remove", one.clone()),
+            json!({"return": {}})
+        );
+        assert!(!path.exists());
+        assert_eq!(client.class("endpoint", one.clone()), "InvalidArgument");
+        drop(front_end);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::args::values::number;
@@ -21,8 +21,12 @@ pub struct EndpointSpec {
 /// What stands behind an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backing {
-    /// Nothing but this process: accesses come from the control socket.
-    Soft,
+    /// Nothing but this process: accesses come from the control socket, and from a PCI function that is served over
+    /// vfio-user on `socket`, if there is one.
+    Soft {
+        /// The path of its socket.
+        socket: Option<PathBuf>,
+    },
     /// A physical device.
     Vfio {
         /// Its VFIO character device.
@@ -56,16 +60,11 @@ pub enum EndpointSpecError {
     #[error(transparent)]
     Id(#[from] ParseEndpointError),
     /// Not `key=value`.
-    #[error("'{0}' is not key=value; the keys are vfio, vfio-fd, dev-id")]
+    #[error("'{0}' is not key=value; the keys are soft, vfio, vfio-fd, dev-id")]
     NotKeyValue(String),
     /// No such key.
-    #[error("there is no key '{0}'; the keys are vfio, vfio-fd, dev-id")]
+    #[error("there is no key '{0}'; the keys are soft, vfio, vfio-fd, dev-id")]
     UnknownKey(String),
-    /// A key that comes with a later version.
-    #[error(
-        "'soft=' (a vfio-user socket) is not available yet; leave it out for a software endpoint that the control socket drives"
-    )]
-    NoVfioUser,
     /// A key came twice.
     #[error("'{0}' is given twice")]
     Twice(String),
@@ -75,8 +74,13 @@ pub enum EndpointSpecError {
     /// Nothing behind `vfio=`.
     #[error("'vfio=' needs a path, such as /dev/vfio/devices/vfio0")]
     EmptyPath,
+    /// Nothing behind `soft=`.
+    #[error(
+        "'soft=' needs the path of a socket; leave it out for an endpoint without a PCI function"
+    )]
+    EmptySocket,
     /// More than one of the keys that say what stands behind the endpoint.
-    #[error("an endpoint is one device: give only one of vfio, vfio-fd, mock")]
+    #[error("an endpoint is one device: give only one of soft, vfio, vfio-fd, mock")]
     SeveralBackings,
     /// `dev-id` of a software endpoint.
     #[error("'dev-id' is the number of a device in an iommufd; it needs vfio or vfio-fd")]
@@ -112,7 +116,8 @@ impl EndpointSpec {
                 #[cfg(feature = "iommufd-test")]
                 "mock" => backings.push(Source::Mock(as_u32()?)),
                 "dev-id" => dev_id = Some(as_u32()?),
-                "soft" => return Err(EndpointSpecError::NoVfioUser),
+                "soft" if value.is_empty() => return Err(EndpointSpecError::EmptySocket),
+                "soft" => backings.push(Source::Soft(value.into())),
                 _ => return Err(EndpointSpecError::UnknownKey(key.to_owned())),
             }
         }
@@ -123,15 +128,28 @@ impl EndpointSpec {
             Some(Source::Vfio(device)) => Backing::Vfio { device, dev_id },
             #[cfg(feature = "iommufd-test")]
             Some(Source::Mock(stdev_id)) => Backing::Mock { stdev_id, dev_id },
-            None if dev_id.is_some() => return Err(EndpointSpecError::DevIdWithoutDevice),
-            None => Backing::Soft,
+            Some(Source::Soft(_)) | None if dev_id.is_some() => {
+                return Err(EndpointSpecError::DevIdWithoutDevice);
+            }
+            Some(Source::Soft(socket)) => Backing::Soft {
+                socket: Some(socket),
+            },
+            None => Backing::Soft { socket: None },
         };
         Ok(Self { id, backing })
     }
 
     /// Whether it lives in this process only.
     pub fn is_soft(&self) -> bool {
-        self.backing == Backing::Soft
+        matches!(self.backing, Backing::Soft { .. })
+    }
+
+    /// Where its PCI function is served over vfio-user.
+    pub fn soft_socket(&self) -> Option<&Path> {
+        match &self.backing {
+            Backing::Soft { socket } => socket.as_deref(),
+            _ => None,
+        }
     }
 
     /// The inherited descriptor that it uses.
@@ -147,6 +165,7 @@ impl EndpointSpec {
 }
 
 enum Source {
+    Soft(PathBuf),
     Vfio(VfioDevice),
     #[cfg(feature = "iommufd-test")]
     Mock(u32),
@@ -181,6 +200,14 @@ mod tests {
         let endpoint = parse("00:05.0").expect("valid");
         assert_eq!(endpoint.id, EndpointId(0x28));
         assert!(endpoint.is_soft());
+        assert_eq!(endpoint.soft_socket(), None);
+    }
+
+    #[test]
+    fn a_software_endpoint_may_have_a_pci_function() {
+        let endpoint = parse("00:05.0,soft=/run/pci.sock").expect("valid");
+        assert!(endpoint.is_soft());
+        assert_eq!(endpoint.soft_socket(), Some(Path::new("/run/pci.sock")));
     }
 
     #[test]
@@ -214,7 +241,9 @@ mod tests {
             ("1,vfio", E::NotKeyValue(key("vfio"))),
             ("1,", E::NotKeyValue(key(""))),
             ("1,colour=red", E::UnknownKey(key("colour"))),
-            ("1,soft=/run/s", E::NoVfioUser),
+            ("1,soft=", E::EmptySocket),
+            ("1,soft=/a,vfio=/b", E::SeveralBackings),
+            ("1,soft=/a,dev-id=3", E::DevIdWithoutDevice),
             ("1,vfio=", E::EmptyPath),
             ("1,vfio=/a,vfio=/b", E::Twice(key("vfio"))),
             ("1,vfio=/a,vfio-fd=3", E::SeveralBackings),

@@ -34,6 +34,9 @@ Examples:
     vhost-device-iommu --socket-path /run/iommu.sock --endpoint 00:05.0 --control /run/iommu.ctl
     vhost-device-iommu ctl /run/iommu.ctl dma-read endpoint=00:05.0 iova=0x1000 length=16
 
+  A software endpoint with a PCI function, which QEMU's vfio-user-pci connects to:
+    vhost-device-iommu --socket-path /run/iommu.sock --endpoint 00:05.0,soft=/run/pci.sock
+
   A physical device (its driver is vfio-pci), which the guest sees at 00:06.0:
     vhost-device-iommu --socket-path /run/iommu.sock \\
         --endpoint 00:06.0,vfio=/dev/vfio/devices/vfio0
@@ -90,7 +93,8 @@ Commands:
   status
   counters [format=prometheus]
   mappings domain=N
-  endpoint-add endpoint=ID [vfio=PATH | vfio-fd=N] [dev-id=N]
+  endpoint endpoint=ID
+  endpoint-add endpoint=ID [soft=PATH | vfio=PATH | vfio-fd=N] [dev-id=N]
   endpoint-remove endpoint=ID
   dma-read endpoint=ID iova=N length=N [pasid=N]
   dma-write endpoint=ID iova=N data=HEX [pasid=N]
@@ -161,10 +165,11 @@ pub struct ServeArgs {
     /// ID is a number (40, 0x28) or the PCI address in the guest (00:05.0, 0000:00:05.0). With
     /// vfio=/dev/vfio/devices/vfioN or vfio-fd=N it is a physical device; dev-id=N is then its number in the
     /// iommufd, where a front-end that shares the iommufd has bound it. Without them it is a software endpoint,
-    /// driven over the control socket. The two kinds cannot be mixed.
+    /// driven over the control socket. With soft=PATH it is one with a PCI function, served over vfio-user on PATH.
+    /// Software endpoints and devices cannot be mixed.
     #[arg(
         long = "endpoint",
-        value_name = "ID[,vfio=PATH|,vfio-fd=N][,dev-id=N]",
+        value_name = "ID[,soft=PATH|,vfio=PATH|,vfio-fd=N][,dev-id=N]",
         required_unless_present_any = ["iommufd_fd", "print_capabilities"],
         help_heading = "Endpoints"
     )]
@@ -361,9 +366,9 @@ pub enum ArgsError {
         "endpoint {0} is a mock device: pass the iommufd that it was made in with --iommufd-fd"
     )]
     MockWithoutIommufd(EndpointId),
-    /// One path for both sockets.
-    #[error("--socket-path and --control need different paths")]
-    SamePath,
+    /// One path for two sockets.
+    #[error("{0}: two sockets need two paths; --socket-path, --control and each soft= are one")]
+    SamePath(String),
 }
 
 impl ServeArgs {
@@ -415,8 +420,13 @@ impl ServeArgs {
                 return Err(ArgsError::DuplicateFd(fd));
             }
         }
-        if self.control.is_some() && self.control == self.socket_path {
-            return Err(ArgsError::SamePath);
+        let mut sockets = BTreeSet::new();
+        let soft_sockets = self.endpoints.iter().filter_map(EndpointSpec::soft_socket);
+        let own_sockets = self.socket_path.iter().chain(&self.control);
+        for path in own_sockets.map(PathBuf::as_path).chain(soft_sockets) {
+            if !sockets.insert(path) {
+                return Err(ArgsError::SamePath(path.display().to_string()));
+            }
         }
         Ok(())
     }

@@ -74,6 +74,11 @@ pub enum Command {
         /// Of this domain.
         domain: DomainId,
     },
+    /// `endpoint`
+    Endpoint {
+        /// This one.
+        endpoint: EndpointId,
+    },
     /// `endpoint-add`
     EndpointAdd(EndpointAdd),
     /// `endpoint-remove`
@@ -223,9 +228,15 @@ fn with_arguments(name: &str, arguments: Value) -> Result<Command, CommandError>
                 domain: DomainId(domain),
             }
         }
+        "endpoint" => {
+            let OneEndpoint { endpoint } = take(name, arguments)?;
+            Command::Endpoint {
+                endpoint: endpoint.0,
+            }
+        }
         "endpoint-add" => Command::EndpointAdd(endpoint_add(arguments)?),
         "endpoint-remove" => {
-            let EndpointRemove { endpoint } = take(name, arguments)?;
+            let OneEndpoint { endpoint } = take(name, arguments)?;
             Command::EndpointRemove {
                 endpoint: endpoint.0,
             }
@@ -416,7 +427,7 @@ struct Mappings {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct EndpointRemove {
+struct OneEndpoint {
     endpoint: Endpoint,
 }
 

@@ -17,6 +17,7 @@ use crate::host::any::{AddEndpointError, AnyHost};
 use crate::host::iommufd;
 use crate::host::soft::{AccessError, SoftHost, Transfer};
 use crate::host::{HostError, PageRequest, Requester};
+use crate::soft_endpoint::ServeError;
 use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode};
 
 /// What commands work on.
@@ -42,6 +43,7 @@ impl Context {
             Command::Counters { prometheus: false } => Ok(self.counters()),
             Command::Counters { prometheus: true } => Ok(json!({"text": self.prometheus()})),
             Command::Mappings { domain } => self.mappings(domain),
+            Command::Endpoint { endpoint } => self.endpoint(endpoint),
             Command::EndpointAdd(add) => self.endpoint_add(&add, file),
             Command::EndpointRemove { endpoint } => self.endpoint_remove(endpoint),
             Command::DmaRead {
@@ -108,6 +110,19 @@ impl Context {
         }
     }
 
+    fn endpoint(&self, endpoint: EndpointId) -> Answer {
+        if self.host.host().endpoint(endpoint).is_none() {
+            return Err(setup_error(&SetupError::NoEndpoint(endpoint)));
+        }
+        let functions = self.host.functions();
+        functions
+            .and_then(|functions| functions.describe(endpoint))
+            .ok_or_else(|| {
+                let desc = format!("endpoint {endpoint} has no PCI function in software (soft=)");
+                CommandError::new(ErrorClass::Unsupported, desc)
+            })
+    }
+
     fn endpoint_add(&self, add: &EndpointAdd, file: Option<File>) -> Answer {
         let spec = add.spec(file.as_ref().map(AsRawFd::as_raw_fd))?;
         if self.host.host().endpoint(spec.id).is_some() {
@@ -117,6 +132,7 @@ impl Context {
             .add_endpoint(&spec, file.map(OwnedFd::from))
             .map_err(|error| add_error(&error))?;
         self.device.add_endpoint(spec.id).map_err(|error| {
+            self.host.remove_function(spec.id);
             self.host.host().remove_endpoint(spec.id);
             setup_error(&error)
         })?;
@@ -128,6 +144,7 @@ impl Context {
         self.device
             .remove_endpoint(endpoint)
             .map_err(|error| setup_error(&error))?;
+        self.host.remove_function(endpoint);
         log::info!("endpoint {endpoint} was removed");
         Ok(json!({}))
     }
@@ -196,7 +213,10 @@ fn add_error(error: &AddEndpointError) -> CommandError {
     let class = match error {
         AddEndpointError::Soft(error) => return host_error(error),
         AddEndpointError::NotSoft(_) | AddEndpointError::NotDevice(_) => ErrorClass::Unsupported,
-        AddEndpointError::NoDescriptor(_) => ErrorClass::InvalidArgument,
+        AddEndpointError::NoDescriptor(_) | AddEndpointError::Serve(ServeError::Listen(_)) => {
+            ErrorClass::InvalidArgument
+        }
+        AddEndpointError::Serve(ServeError::Start(..)) => ErrorClass::Internal,
         AddEndpointError::Iommufd(error) => match error {
             E::Open(..)
             | E::NoDeviceId

@@ -8,13 +8,14 @@ use crate::args::{Backing, EndpointSpec, VfioDevice};
 use crate::host::iommufd::{EndpointSource, IommufdHost, SetupError};
 use crate::host::soft::{self, SoftHost};
 use crate::host::{Host, HostError};
+use crate::soft_endpoint::{ServeError, SoftEndpoints};
 use crate::spec::EndpointId;
 
 /// The host of this process. One process has endpoints of one kind.
 #[derive(Clone)]
 pub enum AnyHost {
-    /// Software endpoints.
-    Soft(Arc<SoftHost>),
+    /// Software endpoints, and their PCI functions.
+    Soft(Arc<SoftHost>, Arc<SoftEndpoints>),
     /// Devices.
     Iommufd(Arc<IommufdHost>),
 }
@@ -31,6 +32,9 @@ pub enum AddEndpointError {
     /// The descriptor of its device is missing.
     #[error("the descriptor of endpoint {0} is missing")]
     NoDescriptor(EndpointId),
+    /// Its PCI function cannot be served.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// The software host refused.
     #[error(transparent)]
     Soft(#[from] HostError),
@@ -43,7 +47,7 @@ impl AnyHost {
     /// What the device is given.
     pub fn host(&self) -> Arc<dyn Host> {
         match self {
-            Self::Soft(host) => Arc::clone(host) as Arc<dyn Host>,
+            Self::Soft(host, _) => Arc::clone(host) as Arc<dyn Host>,
             Self::Iommufd(host) => Arc::clone(host) as Arc<dyn Host>,
         }
     }
@@ -51,8 +55,23 @@ impl AnyHost {
     /// The software host, if it is one.
     pub fn soft(&self) -> Option<&Arc<SoftHost>> {
         match self {
-            Self::Soft(host) => Some(host),
+            Self::Soft(host, _) => Some(host),
             Self::Iommufd(_) => None,
+        }
+    }
+
+    /// The PCI functions of software endpoints; `None` where endpoints are devices.
+    pub fn functions(&self) -> Option<&SoftEndpoints> {
+        match self {
+            Self::Soft(_, functions) => Some(functions),
+            Self::Iommufd(_) => None,
+        }
+    }
+
+    /// Ends the PCI function of an endpoint, if it has one.
+    pub fn remove_function(&self, endpoint: EndpointId) {
+        if let Some(functions) = self.functions() {
+            functions.remove(endpoint);
         }
     }
 
@@ -64,10 +83,17 @@ impl AnyHost {
     ) -> Result<(), AddEndpointError> {
         let id = endpoint.id;
         match self {
-            Self::Soft(host) if endpoint.is_soft() => {
-                Ok(host.add_endpoint(id, soft::default_properties())?)
+            Self::Soft(host, functions) if endpoint.is_soft() => {
+                host.add_endpoint(id, soft::default_properties())?;
+                let Some(path) = endpoint.soft_socket() else {
+                    return Ok(());
+                };
+                functions.add(id, host, path).map_err(|error| {
+                    host.remove_endpoint(id);
+                    error.into()
+                })
             }
-            Self::Soft(_) => Err(AddEndpointError::NotSoft(id)),
+            Self::Soft(..) => Err(AddEndpointError::NotSoft(id)),
             Self::Iommufd(host) => {
                 let (source, dev_id) = source(endpoint, fd)?;
                 Ok(host.add_endpoint(id, source, dev_id)?)
@@ -81,7 +107,7 @@ fn source(
     fd: Option<OwnedFd>,
 ) -> Result<(EndpointSource, Option<u32>), AddEndpointError> {
     match &endpoint.backing {
-        Backing::Soft => Err(AddEndpointError::NotDevice(endpoint.id)),
+        Backing::Soft { .. } => Err(AddEndpointError::NotDevice(endpoint.id)),
         Backing::Vfio { device, dev_id } => {
             let source = match device {
                 VfioDevice::Path(path) => EndpointSource::VfioPath(path.clone()),

@@ -1,11 +1,130 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Software PCI functions: endpoints whose DMA goes through the software IOMMU.
+//! A PCI function in software, served over vfio-user: what stands behind `--endpoint ID,soft=SOCKET`.
 //!
-//! * [`pri`]: the Page Request Interface of a function.
-//! * [`engine`]: the fault engine, a register block behind one of its BARs.
+//! ```text
+//! front-end ── guard ── server ── Device ─┬─ config ──── Function (what configuration space enables, interrupts)
+//!                                         └─ RegisterBlock per BAR ── DMA ── software IOMMU
+//! ```
+//!
+//! * [`function`]: what all parts of the function share, and the contract of a block of registers.
+//! * `config`: configuration space, and what a write to it means.
+//! * `interrupts`: MSI-X, MSI or INTx.
+//! * [`pri`]: the Page Request Interface.
+//! * `device`: BARs and resets.
+//! * `test_block`: BAR 0, compatible with Linux's pci-epf-test; `transfer`: its DMA.
+//! * [`engine`]: BAR 2, the fault engine.
+//! * `server`: connections of front-ends; `guard`: what they may say.
+//!
+//! Guest memory is reached through [`crate::host::soft::SoftHost`] and in no other way: what the front-end shares
+//! over vfio-user is closed unseen. `docs/soft-endpoint.md` is the data sheet.
 #![forbid(unsafe_code)]
 
+mod config;
+mod device;
 pub mod engine;
+pub mod function;
+mod guard;
+mod interrupts;
 pub mod pri;
+mod scratch;
+mod server;
+mod test_block;
+mod transfer;
 
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+
+use crate::host::soft::SoftHost;
+use crate::listen::{ListenError, SocketFile};
+use crate::spec::EndpointId;
+
+pub use device::Device;
+pub use function::{Enabled, Function, RegisterBlock};
+pub use interrupts::{InterruptKind, Interrupts};
 pub use pri::PageRequestInterface;
+
+use server::Server;
+
+/// Why a function cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// There is no socket for front-ends.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A thread or a descriptor cannot be made.
+    #[error("cannot serve endpoint {0} over vfio-user: {1}")]
+    Start(EndpointId, #[source] std::io::Error),
+}
+
+/// A function that is served on a socket, until it is dropped.
+pub struct SoftEndpoint {
+    device: Arc<Device>,
+    /// Dropped before its socket file is: nobody is accepted any more when the file goes.
+    server: Server,
+    _file: SocketFile,
+}
+
+impl SoftEndpoint {
+    /// Serves a new function of the endpoint on a socket at `path`.
+    pub fn start(id: EndpointId, host: &Arc<SoftHost>, path: &Path) -> Result<Self, ServeError> {
+        let file = SocketFile::bind(path)?;
+        let start = || {
+            let device = Arc::new(Device::new(id, host)?);
+            let listener = file.listener().try_clone()?;
+            let server = Server::start(listener, Arc::clone(&device))?;
+            Ok((device, server))
+        };
+        let (device, server) = start().map_err(|error| ServeError::Start(id, error))?;
+        log::info!("endpoint {id} waits for vfio-user on {}", path.display());
+        Ok(Self {
+            device,
+            server,
+            _file: file,
+        })
+    }
+
+    /// Registers, interrupts and counters, for people.
+    pub fn describe(&self) -> Value {
+        let mut description = self.device.describe();
+        description["connected"] = self.server.is_connected().into();
+        description
+    }
+}
+
+/// The functions of a process.
+#[derive(Default)]
+pub struct SoftEndpoints(Mutex<BTreeMap<EndpointId, SoftEndpoint>>);
+
+impl SoftEndpoints {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<EndpointId, SoftEndpoint>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves a function of the endpoint, which has none yet.
+    pub fn add(&self, id: EndpointId, host: &Arc<SoftHost>, path: &Path) -> Result<(), ServeError> {
+        let endpoint = SoftEndpoint::start(id, host, path)?;
+        self.lock().insert(id, endpoint);
+        Ok(())
+    }
+
+    /// Ends the function of the endpoint, if it has one: its DMA, its connection, its socket.
+    pub fn remove(&self, id: EndpointId) {
+        // Not dropped with the lock held: it waits for threads.
+        let removed = self.lock().remove(&id);
+        drop(removed);
+    }
+
+    /// Ends all of them.
+    pub fn clear(&self) {
+        let all = std::mem::take(&mut *self.lock());
+        drop(all);
+    }
+
+    /// What the function of the endpoint shows, if it has one.
+    pub fn describe(&self, id: EndpointId) -> Option<Value> {
+        self.lock().get(&id).map(SoftEndpoint::describe)
+    }
+}

@@ -15,8 +15,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::Device;
 use crate::host::Host;
+use crate::poller::Poller;
 use crate::transport::event_queue::EventRing;
-use crate::transport::poller::Poller;
 use crate::transport::ring::{Ring, RingError};
 use crate::transport::vring::Vring;
 use crate::transport::{Memory, TransportError, new_event};

@@ -19,7 +19,6 @@ pub mod fuzzing;
 mod guest;
 mod lifecycle;
 mod memory;
-mod poller;
 mod polling;
 mod relay;
 mod requests;
@@ -40,9 +39,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::Device;
 use crate::host::Host;
+use crate::poller::Poller;
 use crate::transport::backend::{Backend, EXIT};
 use crate::transport::fault_worker::FaultWorker;
-use crate::transport::poller::Poller;
 
 /// The most entries that a virtqueue can have.
 pub const MAX_QUEUE_SIZE: usize = 1024;

@@ -197,7 +197,7 @@ proptest! {
     #[test]
     fn any_arguments_are_taken_or_refused(
         name in prop::sample::select(vec![
-            "status", "counters", "mappings", "endpoint-add", "endpoint-remove", "dma-read",
+            "status", "counters", "mappings", "endpoint", "endpoint-add", "endpoint-remove", "dma-read",
             "dma-write", "page-request",
         ]),
         arguments in prop::collection::hash_map(

@@ -398,8 +398,15 @@ fn same(old: &View, new: &View) -> bool {
     }
 }
 
-/// Wakes a thread that is parked in [`block_on`].
-struct ThreadWaker(Thread);
+/// Wakes a thread that is parked until a future can go on, as in [`block_on`].
+pub(crate) struct ThreadWaker(Thread);
+
+impl ThreadWaker {
+    /// For a thread.
+    pub(crate) fn new(thread: Thread) -> Self {
+        Self(thread)
+    }
+}
 
 impl Wake for ThreadWaker {
     fn wake(self: Arc<Self>) {
@@ -412,7 +419,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     // One waker per thread, so that an access that hits allocates nothing.
     thread_local! {
-        static WAKER: Waker = Waker::from(Arc::new(ThreadWaker(std::thread::current())));
+        static WAKER: Waker = Waker::from(Arc::new(ThreadWaker::new(std::thread::current())));
     }
     WAKER.with(|waker| {
         let mut context = Context::from_waker(waker);

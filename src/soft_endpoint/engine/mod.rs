@@ -19,8 +19,10 @@ mod thread;
 
 use std::sync::Arc;
 
+use serde_json::{Value, json};
+
 use crate::host::soft::{AccessError, SoftHost};
-use crate::soft_endpoint::PageRequestInterface;
+use crate::soft_endpoint::{PageRequestInterface, RegisterBlock};
 use crate::spec::EndpointId;
 
 pub use descriptor::{Completion, Descriptor, Flags, Operation, Outcome, Piece};
@@ -66,31 +68,6 @@ impl FaultEngine {
         })
     }
 
-    /// Reads registers: any width and alignment.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
-        for (at, byte) in (0..).map(|i| offset.wrapping_add(i)).zip(data) {
-            *byte = self.word(at & !3).to_le_bytes()[(at & 3) as usize];
-        }
-    }
-
-    /// Writes registers: 4 or 8 bytes, aligned. Anything else is ignored.
-    pub fn write(&self, offset: u64, data: &[u8]) {
-        if !matches!(data.len(), 4 | 8) || !offset.is_multiple_of(4) {
-            return;
-        }
-        for (word, bytes) in (0..).zip(data.chunks_exact(4)) {
-            let value = bytes.try_into().map(u32::from_le_bytes).unwrap_or(0);
-            if let Some((engine, register)) = self.engine_at(offset.wrapping_add(4 * word)) {
-                engine.write(register, value);
-            }
-        }
-    }
-
-    /// Resets all engines. When this returns, none of them accesses memory.
-    pub fn reset(&self) {
-        self.engines.iter().for_each(|engine| engine.reset());
-    }
-
     fn engine_at(&self, offset: u64) -> Option<(&Arc<Engine>, u64)> {
         let offset = offset.checked_sub(engine::FIRST)?;
         let index = usize::try_from(offset / engine::STRIDE).ok()?;
@@ -110,6 +87,39 @@ impl FaultEngine {
             global::OUTSTANDING_PEAK => self.function.page_requests().outstanding().1,
             _ => 0,
         }
+    }
+}
+
+impl RegisterBlock for FaultEngine {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        for (at, byte) in (0..).map(|i| offset.wrapping_add(i)).zip(data) {
+            *byte = self.word(at & !3).to_le_bytes()[(at & 3) as usize];
+        }
+    }
+
+    /// 4 or 8 bytes, aligned. Anything else is ignored.
+    fn write(&self, offset: u64, data: &[u8]) {
+        if !matches!(data.len(), 4 | 8) || !offset.is_multiple_of(4) {
+            return;
+        }
+        for (word, bytes) in (0..).zip(data.chunks_exact(4)) {
+            let value = bytes.try_into().map(u32::from_le_bytes).unwrap_or(0);
+            if let Some((engine, register)) = self.engine_at(offset.wrapping_add(4 * word)) {
+                engine.write(register, value);
+            }
+        }
+    }
+
+    fn reset(&self) {
+        self.engines.iter().for_each(|engine| engine.reset());
+    }
+
+    fn describe(&self) -> Value {
+        let running = |engine: &Arc<Engine>| engine.read(engine::STATUS) & 0xff != 0;
+        json!({
+            "engines": self.engines.len(),
+            "running": self.engines.iter().filter(|engine| running(engine)).count(),
+        })
     }
 }
 

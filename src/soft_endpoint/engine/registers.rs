@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Where the registers of the fault engine are (docs/fault-engine.md, "Registers").
 
+pub use crate::soft_endpoint::function::Enabled;
+
 /// Engines of a function.
 pub const ENGINES: usize = 8;
 /// Length of the register block, in bytes.
@@ -93,23 +95,6 @@ bitflags::bitflags! {
         const FETCH_PASID = 1 << 2;
         /// Ask for descriptors that are not there.
         const FETCH_PAGE_REQUESTS = 1 << 3;
-    }
-
-    /// ENABLED.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Enabled: u32 {
-        /// Bus Master Enable.
-        const BUS_MASTER = 1 << 0;
-        /// ATS Enable.
-        const ATS = 1 << 1;
-        /// PRI Enable.
-        const PAGE_REQUESTS = 1 << 2;
-        /// PASID Enable.
-        const PASID = 1 << 3;
-        /// Execute Permission Enable.
-        const EXEC = 1 << 4;
-        /// Privileged Mode Enable.
-        const PRIVILEGED = 1 << 5;
     }
 
     /// INTERRUPT.

@@ -11,7 +11,7 @@ use epoll::{ControlOptions, Event, Events};
 const BATCH: usize = 8;
 
 /// Waits for descriptors to become readable.
-pub(super) struct Poller(RawFd);
+pub(crate) struct Poller(RawFd);
 
 impl Poller {
     pub fn new() -> io::Result<Self> {

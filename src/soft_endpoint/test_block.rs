@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! BAR 0: the registers of Linux's pci-epf-test (its documentation: PCI/endpoint/pci-test-function), with the MSI-X
+//! table behind them.
+
+mod registers;
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use serde_json::{Value, json};
+
+use crate::soft_endpoint::config::{MSIX_PENDING, MSIX_TABLE};
+use crate::soft_endpoint::function::{Function, RegisterBlock};
+use crate::soft_endpoint::interrupts::{InterruptKind, MSIX_VECTORS};
+use crate::soft_endpoint::scratch::Scratch;
+use crate::soft_endpoint::transfer::{Failure, Mover, Stop};
+
+use registers::{Command, DOORBELL, Registers, Status, reg};
+
+/// Bytes of the MSI-X table.
+const TABLE_LENGTH: usize = 16 * MSIX_VECTORS as usize;
+
+/// The block: registers, and a thread that carries out commands.
+pub(super) struct TestBlock {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    function: Arc<Function>,
+    scratch: Arc<Scratch>,
+    state: Mutex<State>,
+    /// A command, a doorbell or the end has come; or the thread has become idle.
+    changed: Condvar,
+    stop: Stop,
+}
+
+struct State {
+    registers: Registers,
+    /// The MSI-X table. The front-end has one of its own that counts; this is for those who look.
+    table: Box<[u8; TABLE_LENGTH]>,
+    /// The doorbell was rung with this.
+    rung: Option<u32>,
+    busy: bool,
+    ended: bool,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    commands: u64,
+    failures: u64,
+    bytes_read: u64,
+    bytes_written: u64,
+}
+
+/// What a command came to.
+#[derive(Default)]
+struct Outcome {
+    status: Status,
+    checksum: Option<u32>,
+    read: u64,
+    written: u64,
+}
+
+impl TestBlock {
+    /// The block, and its thread.
+    pub(super) fn new(function: &Arc<Function>, scratch: &Arc<Scratch>) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            function: Arc::clone(function),
+            scratch: Arc::clone(scratch),
+            state: Mutex::new(State {
+                registers: Registers::new(),
+                table: new_table(),
+                rung: None,
+                busy: false,
+                ended: false,
+                counters: Counters::default(),
+            }),
+            changed: Condvar::new(),
+            stop: Stop::default(),
+        });
+        let worker = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name(format!("test {}", function.endpoint()))
+            .spawn(move || worker.run())?;
+        shared.stop.set_thread(thread.thread().clone());
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+}
+
+/// Every vector masked.
+fn new_table() -> Box<[u8; TABLE_LENGTH]> {
+    let mut table = Box::new([0; TABLE_LENGTH]);
+    table.iter_mut().skip(12).step_by(16).for_each(|b| *b = 1);
+    table
+}
+
+impl Shared {
+    /// Nothing panics while it holds this lock, and if something did, what it guards is still whole.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The thread: one command after the other, as on the chips that run pci-epf-test.
+    fn run(&self) {
+        let mut mover = Mover::new(&self.function, &self.stop);
+        let mut state = self.lock();
+        while !state.ended {
+            if let Some(value) = state.rung.take() {
+                if state.registers.doorbell_is_armed() && value == DOORBELL.2 {
+                    state.registers.status |= Status::DOORBELL_SUCCESS;
+                    self.interrupt(&mut state);
+                }
+            } else if state.registers.command != 0 {
+                state = self.command(state, &mut mover);
+            } else {
+                state = self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// Carries out the command that is in the register, without the lock.
+    fn command<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        mover: &mut Mover,
+    ) -> MutexGuard<'a, State> {
+        let parameters = state.registers.clone();
+        state.registers.command = 0;
+        state.registers.status = Status::empty();
+        state.counters.commands += 1;
+        let Some(command) = Command::from_bits(parameters.command) else {
+            state.counters.failures += 1;
+            return state;
+        };
+        state.busy = true;
+        self.stop.clear();
+        drop(state);
+        let outcome = self.carry_out(command, &parameters, mover);
+        state = self.lock();
+        state.busy = false;
+        // Whoever stopped it has reset the registers, or has no more use for them.
+        if !self.stop.is_asked() {
+            state.counters.bytes_read += outcome.read;
+            state.counters.bytes_written += outcome.written;
+            state.counters.failures += u64::from(outcome.status.intersects(Status::FAILURES));
+            state.registers.status |= outcome.status;
+            if let Some(checksum) = outcome.checksum {
+                state.registers.checksum = checksum;
+            }
+            match command {
+                Command::EnableDoorbell => state.registers.arm_doorbell(),
+                Command::DisableDoorbell => state.registers.disarm_doorbell(),
+                _ => {}
+            }
+            self.interrupt(&mut state);
+        }
+        self.changed.notify_all();
+        state
+    }
+
+    fn carry_out(&self, command: Command, parameters: &Registers, mover: &mut Mover) -> Outcome {
+        let size = u64::from(parameters.size);
+        match command {
+            Command::RaiseIntx | Command::RaiseMsi | Command::RaiseMsix => Outcome::default(),
+            Command::Read => {
+                let (result, read) = mover.read(parameters.source, size);
+                let status = match result {
+                    Ok(sum) if sum == parameters.checksum => Status::READ_SUCCESS,
+                    Ok(_) => Status::READ_FAIL,
+                    Err(failure) => Status::READ_FAIL | address_status(failure),
+                };
+                Outcome {
+                    status,
+                    read,
+                    ..Outcome::default()
+                }
+            }
+            Command::Write => {
+                let (result, written) = mover.write(parameters.destination, size);
+                let status = match result {
+                    Ok(_) => Status::WRITE_SUCCESS,
+                    Err(failure) => Status::WRITE_FAIL | address_status(failure),
+                };
+                Outcome {
+                    status,
+                    checksum: result.ok(),
+                    written,
+                    ..Outcome::default()
+                }
+            }
+            Command::Copy => {
+                let (result, moved) = mover.copy(parameters.source, parameters.destination, size);
+                let status = match result {
+                    Ok(()) => Status::COPY_SUCCESS,
+                    Err(failure) => Status::COPY_FAIL | address_status(failure),
+                };
+                Outcome {
+                    status,
+                    read: moved,
+                    written: moved,
+                    ..Outcome::default()
+                }
+            }
+            Command::EnableDoorbell => status(Status::DOORBELL_ENABLE_SUCCESS),
+            Command::DisableDoorbell => status(Status::DOORBELL_DISABLE_SUCCESS),
+            Command::SetUpSubranges if parameters.size as usize == self.scratch.index() => {
+                self.scratch.map_subranges();
+                status(Status::SUBRANGE_SETUP_SUCCESS)
+            }
+            Command::SetUpSubranges => status(Status::SUBRANGE_SETUP_FAIL),
+            Command::ClearSubranges
+                if parameters.size as usize == self.scratch.index()
+                    && self.scratch.unmap_subranges() =>
+            {
+                status(Status::SUBRANGE_CLEAR_SUCCESS)
+            }
+            Command::ClearSubranges => status(Status::SUBRANGE_CLEAR_FAIL),
+        }
+    }
+
+    /// Interrupts as IRQ_TYPE and IRQ_NUMBER say. The status is there before the interrupt is.
+    fn interrupt(&self, state: &mut State) {
+        state.registers.status |= Status::IRQ_RAISED;
+        let interrupts = self.function.interrupts();
+        let number = state.registers.irq_number;
+        let raised = match state.registers.irq_type {
+            0 => interrupts.raise_as(InterruptKind::Intx, 0),
+            kind @ 1..=2 => {
+                let kind = if kind == 1 {
+                    InterruptKind::Msi
+                } else {
+                    InterruptKind::Msix
+                };
+                // Numbers begin with 1.
+                let vector = number.checked_sub(1).and_then(|n| u16::try_from(n).ok());
+                vector.is_some_and(|vector| interrupts.raise_as(kind, vector))
+            }
+            _ => false,
+        };
+        if !raised {
+            state.counters.failures += 1;
+        }
+    }
+}
+
+fn status(status: Status) -> Outcome {
+    Outcome {
+        status,
+        ..Outcome::default()
+    }
+}
+
+fn address_status(failure: Failure) -> Status {
+    match failure {
+        Failure::Source => Status::SRC_ADDR_INVALID,
+        Failure::Destination => Status::DST_ADDR_INVALID,
+        Failure::Stopped => Status::empty(),
+    }
+}
+
+impl RegisterBlock for TestBlock {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let state = self.shared.lock();
+        for (at, byte) in (offset..).zip(data) {
+            *byte = match usize::try_from(at).unwrap_or(usize::MAX) {
+                at if at < reg::END => state.registers.byte(at),
+                at => match at.checked_sub(MSIX_TABLE as usize) {
+                    Some(entry) if entry < TABLE_LENGTH => state.table[entry],
+                    _ => self.pending_byte(at),
+                },
+            };
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let mut state = self.shared.lock();
+        for (at, &byte) in (offset..).zip(data) {
+            let at = usize::try_from(at).unwrap_or(usize::MAX);
+            if at < reg::END {
+                state.registers.set_byte(at, byte);
+            } else if let Some(entry) = at
+                .checked_sub(MSIX_TABLE as usize)
+                .and_then(|entry| state.table.get_mut(entry))
+            {
+                *entry = byte;
+            }
+        }
+        if offset == u64::from(DOORBELL.1)
+            && let Ok(value) = data.try_into()
+        {
+            state.rung = Some(u32::from_le_bytes(value));
+        }
+        if state.rung.is_some() || state.registers.command != 0 {
+            self.shared.changed.notify_all();
+        }
+    }
+
+    fn reset(&self) {
+        let mut state = self.shared.lock();
+        state.registers = Registers::new();
+        state.table = new_table();
+        state.rung = None;
+        while state.busy {
+            self.shared.stop.ask();
+            state = self
+                .shared
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.counters = Counters::default();
+    }
+
+    fn describe(&self) -> Value {
+        let state = self.shared.lock();
+        json!({
+            "registers": state.registers.describe(),
+            "busy": state.busy,
+            "commands": state.counters.commands,
+            "failures": state.counters.failures,
+            "bytes-read": state.counters.bytes_read,
+            "bytes-written": state.counters.bytes_written,
+        })
+    }
+}
+
+impl TestBlock {
+    /// A byte of the Pending Bit Array, or of nothing.
+    fn pending_byte(&self, at: usize) -> u8 {
+        let Some(at) = at.checked_sub(MSIX_PENDING as usize) else {
+            return 0;
+        };
+        let interrupts = self.shared.function.interrupts();
+        (0..8)
+            .filter(|bit| interrupts.msix_pending(at * 8 + bit))
+            .fold(0, |byte, bit| byte | 1 << bit)
+    }
+}
+
+impl Drop for TestBlock {
+    fn drop(&mut self) {
+        {
+            let mut state = self.shared.lock();
+            state.ended = true;
+            self.shared.stop.ask();
+        }
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the thread of the test registers panicked");
+        }
+    }
+}

@@ -384,11 +384,15 @@ fn it_is_small_while_it_waits() {
     let daemon = Daemon::start(&[]);
     assert!(daemon.ctl(&["status"]).status.success());
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).expect("proc");
-    let resident: u64 = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|number| number.parse().ok())
-        .expect("VmRSS");
-    assert!(resident <= 8 << 10, "{resident} KiB");
+    let kib = |name: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|rest| rest.split_whitespace().next());
+        number.and_then(|n| n.parse().ok()).expect(name)
+    };
+    assert!(kib("RssAnon:") <= 2 << 10, "{status}");
+    // Code that is not optimised takes several times the room, and nobody runs it.
+    assert!(
+        cfg!(debug_assertions) || kib("VmRSS:") <= 8 << 10,
+        "{status}"
+    );
 }

@@ -156,9 +156,11 @@ def guest(tally: Tally) -> None:
 
 def nested(tally: Tally) -> None:
     """The lab kernel as a host with an emulated Intel IOMMU and devices behind it, and guests inside it."""
+    patched = kernel.ensure_patched_kernel()
     environment = {
         **lab_environment(),
-        "VDI_PATCHED_MODULES": str(kernel.ensure_patched_modules()),
+        "VDI_PATCHED_KERNEL": str(patched.image),
+        "VDI_PATCHED_MODULES": str(patched.modules),
         "VDI_TEST_BACKEND": str(cargo.test_backend()),
         "VDI_PATIENCE": "5",
         "PYTHONPATH": str(ROOT / "tests" / "functional"),

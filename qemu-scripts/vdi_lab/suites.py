@@ -41,6 +41,12 @@ def lab_environment() -> dict[str, str]:
     }
 
 
+def patched_environment() -> dict[str, str]:
+    """The same for the patched kernel."""
+    patched = kernel.ensure_patched_kernel()
+    return {"VDI_PATCHED_KERNEL": str(patched.image), "VDI_PATCHED_MODULES": str(patched.modules)}
+
+
 def guest_init() -> pathlib.Path:
     """The program that is init in the guests."""
     debian.need_tools({"gcc": "gcc", "make": "make"})
@@ -135,8 +141,7 @@ def guest(tally: Tally) -> None:
     that checks itself."""
     environment = {**os.environ, **lab_environment(), "PYTHONUNBUFFERED": "1"}
     try:
-        patched = kernel.ensure_patched_kernel()
-        environment |= {"VDI_PATCHED_KERNEL": str(patched.image), "VDI_PATCHED_MODULES": str(patched.modules)}
+        environment |= patched_environment()
     except Missing as missing:
         tally.missing("guest: the patched kernel", missing)
     try:
@@ -156,11 +161,9 @@ def guest(tally: Tally) -> None:
 
 def nested(tally: Tally) -> None:
     """The lab kernel as a host with an emulated Intel IOMMU and devices behind it, and guests inside it."""
-    patched = kernel.ensure_patched_kernel()
     environment = {
         **lab_environment(),
-        "VDI_PATCHED_KERNEL": str(patched.image),
-        "VDI_PATCHED_MODULES": str(patched.modules),
+        **patched_environment(),
         "VDI_TEST_BACKEND": str(cargo.test_backend()),
         "VDI_PATIENCE": "5",
         "PYTHONPATH": str(ROOT / "tests" / "functional"),

@@ -79,6 +79,8 @@ fn every_capability_is_found_where_it_is_looked_for() {
     assert_eq!(driver.read_config(msix + 2) & 0x7ff, 63, "vectors less one");
     let express = found[&0x10];
     assert_eq!(driver.read_config(express + 2), 2, "version 2, an endpoint");
+    let prefixes = driver.read_config(express + 38) & 1 << 5;
+    assert_ne!(prefixes, 0, "end-to-end prefixes, as PASIDs need them");
     let found = extended_capabilities(&mut driver);
     let ids: Vec<u16> = found.keys().copied().collect();
     assert_eq!(ids, [0x0f, 0x13, 0x1b], "ATS, PRI, PASID");

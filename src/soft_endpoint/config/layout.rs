@@ -98,6 +98,7 @@ pub(super) mod bits {
     pub const FLR: u32 = 1 << 28;
     pub const ROLE_BASED_ERRORS: u32 = 1 << 15;
     pub const EXTENDED_TAG: u32 = 1 << 5;
+    pub const END_TO_END_PREFIX: u32 = 1 << 21;
     pub const INITIATE_FLR: u16 = 1 << 15;
 
     pub const ATS_PAGE_ALIGNED: u16 = 1 << 5;
@@ -199,7 +200,8 @@ impl Image {
         self.put_dword(cap::EXPRESS + 12, 0x11, 0);
         self.put_word(cap::EXPRESS + 16, 0, 0x00c3);
         self.put_word(cap::EXPRESS + 18, 0x11, 0);
-        // Device Control 2: completion time-outs.
+        // Device Capabilities 2: without prefixes there are no PASIDs. Device Control 2: completion time-outs.
+        self.put_dword(cap::EXPRESS + 36, bits::END_TO_END_PREFIX, 0);
         self.put_word(cap::EXPRESS + 40, 0, 0x001f);
     }
 

@@ -39,6 +39,8 @@ class MachineConfig:
     command_line: str = ""
     memory: str = "512M"
     processors: int = 1
+    # Software functions: where they are, and their vfio-user sockets.
+    functions: dict[str, pathlib.Path] = field(default_factory=dict)
     extra: list[str] = field(default_factory=list)
 
 
@@ -65,6 +67,9 @@ def qemu_command(config: MachineConfig, image: pathlib.Path) -> list[str]:
         command += ["-acpitable", f"sig=VIOT,rev=0,data={config.viot}"]
     for endpoint in ENDPOINTS:
         command += ["-device", f"edu,addr={_addr(endpoint)}"]
+    for function, path in config.functions.items():
+        device = {"driver": "vfio-user-pci", "addr": _addr(function), "socket": {"type": "unix", "path": str(path)}}
+        command += ["-device", json.dumps(device)]
     return command + config.extra
 
 

@@ -89,13 +89,20 @@ class FunctionalTest(unittest.TestCase):
         return backend
 
     def start_machine(
-        self, backend: Backend | None, command_line: str = "", endpoints: tuple[str, ...] = ENDPOINTS
+        self,
+        backend: Backend | None,
+        command_line: str = "",
+        endpoints: tuple[str, ...] = ENDPOINTS,
+        functions: dict[str, pathlib.Path] | None = None,
     ) -> Machine:
-        """A machine with `endpoints` behind `backend`, or behind QEMU's own virtio-iommu; waits for its init."""
+        """A machine with `endpoints` behind `backend`, or behind QEMU's own virtio-iommu; waits for its init.
+
+        `functions` are endpoints too, software functions: where they are, and their vfio-user sockets.
+        """
         viot = None
         if backend:
             viot = self.directory / "viot.bin"
-            write_viot(lab.backend(), viot, IOMMU, list(endpoints))
+            write_viot(lab.backend(), viot, IOMMU, [*endpoints, *(functions or {})])
         self._machines += 1
         directory = self.directory / f"machine{self._machines}"
         directory.mkdir()
@@ -105,6 +112,7 @@ class FunctionalTest(unittest.TestCase):
             viot=viot,
             command_line=f"{self.command_line} {command_line}",
             processors=self.processors,
+            functions=functions or {},
         )
         machine = Machine(config, directory)
         self.addCleanup(machine.close)

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use log::LevelFilter;
 use vhost_device_iommu::args::{Args, Command, Seccomp, ServeArgs};
 use vhost_device_iommu::control::{Context, Control, ctl};
 use vhost_device_iommu::device::Device;
@@ -78,6 +79,8 @@ fn print_capabilities() -> io::Result<()> {
 fn serve(args: &ServeArgs) -> Result<(), Failure> {
     env_logger::Builder::new()
         .filter_level(args.log_level)
+        // It announces what each front-end says, and the errors it answers.
+        .filter_module("vfio_user", args.log_level.min(LevelFilter::Warn))
         .format_target(false)
         .init();
     // Inherited descriptors first: see `take_fd`.

@@ -27,6 +27,7 @@ extern const struct command vfio_commands[];
 extern const struct command fault_commands[];
 extern const struct command paging_commands[];
 extern const struct command engine_commands[];
+extern const struct command endpoint_test_commands[];
 extern const struct command log_commands[];
 extern const struct command system_commands[];
 

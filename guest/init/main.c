@@ -110,7 +110,7 @@ static void run(char *text)
 {
 	static const struct command *const tables[] = {
 		file_commands, pci_commands, vfio_commands, fault_commands, paging_commands, engine_commands,
-		log_commands, system_commands,
+		endpoint_test_commands, log_commands, system_commands,
 	};
 	char *word[MOST_WORDS], *rest = NULL;
 	int count = 0;

@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-/* Modules, the DMA map benchmark, the clock, reboot. */
+/* Modules, the DMA map benchmark, programs, the clock, reboot. */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/reboot.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "init.h"
 #include "uapi.h"
+
+#define MOST_ARGUMENTS 16
 
 static void load_module(struct words words)
 {
@@ -76,6 +81,43 @@ static void show_clock(struct words words)
 	ok("%llu", (unsigned long long)now_ns());
 }
 
+/* Runs a program, and hands on what it writes. */
+static void run_program(struct words words)
+{
+	char *arguments[MOST_ARGUMENTS + 1], *text = NULL;
+	int ends[2], status;
+	size_t size = 0;
+
+	if (words.count > MOST_ARGUMENTS)
+		return fail("%s: too many arguments", words.word[0]);
+	for (int i = 0; i < words.count; i++)
+		arguments[i] = words.word[i];
+	arguments[words.count] = NULL;
+	if (pipe2(ends, O_CLOEXEC))
+		return fail_errno("pipe");
+	pid_t child = fork();
+	if (child < 0)
+		return fail_errno("fork");
+	if (!child) {
+		dup2(ends[1], 1);
+		dup2(ends[1], 2);
+		execv(arguments[0], arguments);
+		_exit(127);
+	}
+	close(ends[1]);
+	FILE *output = fdopen(ends[0], "r");
+	for (ssize_t length; output && (length = getline(&text, &size, output)) > 0;)
+		data("%.*s", (int)(text[length - 1] == '\n' ? length - 1 : length), text);
+	free(text);
+	if (output)
+		fclose(output);
+	if (waitpid(child, &status, 0) < 0)
+		return fail_errno("wait");
+	if (!WIFEXITED(status))
+		return fail("%s: ended by signal %d", words.word[0], WTERMSIG(status));
+	ok("%d", WEXITSTATUS(status));
+}
+
 static void restart(struct words words)
 {
 	(void)words;
@@ -93,6 +135,7 @@ static void power_off(struct words words)
 const struct command system_commands[] = {
 	{ "insmod", 1, -1, load_module },
 	{ "rmmod", 1, 1, unload_module },
+	{ "run", 1, -1, run_program },
 	{ "bench", 3, 3, benchmark },
 	{ "clock", 0, 0, show_clock },
 	{ "reboot", 0, 0, restart },

@@ -189,6 +189,20 @@ struct dma_benchmark_arg {
 };
 #define DMA_BENCHMARK _IOWR('d', 1, struct dma_benchmark_arg)
 
+/* The driver pci_endpoint_test. */
+#define PCITEST_INTX_IRQ _IO('P', 0x2)
+#define PCITEST_MSI_IRQ _IOW('P', 0x3, int)
+#define PCITEST_WRITE _IOW('P', 0x4, unsigned long)
+#define PCITEST_READ _IOW('P', 0x5, unsigned long)
+#define PCITEST_COPY _IOW('P', 0x6, unsigned long)
+#define PCITEST_MSIX_IRQ _IOW('P', 0x7, int)
+#define PCITEST_SET_IRQ_TYPE _IOW('P', 0x8, int)
+
+struct pcitest_transfer_arg {
+	unsigned long size;
+	unsigned char flags;
+};
+
 _Static_assert(sizeof(struct vfio_info_arg) == 24, "VFIO_IOMMU_GET_INFO");
 _Static_assert(sizeof(struct vfio_region_arg) == 32, "VFIO_DEVICE_GET_REGION_INFO");
 _Static_assert(sizeof(struct vfio_irqs_arg) == 20, "VFIO_DEVICE_SET_IRQS");

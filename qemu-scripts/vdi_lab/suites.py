@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 
-from . import boot, cargo, debian, kernel, qemu
+from . import boot, cargo, debian, kernel, qemu, selftest
 from .cache import Missing
 from .cargo import ROOT
 from .tally import CargoCounter, Counter, Tally, UnittestCounter, follow, lines
@@ -38,6 +38,7 @@ def lab_environment() -> dict[str, str]:
         "VDI_DEBIAN_MODULES": str(debian_kernel.modules),
         "VDI_BACKEND": str(cargo.backend()),
         "VDI_INIT": str(guest_init()),
+        "VDI_PCI_SELFTEST": str(selftest.ensure_pci_selftest()),
     }
 
 

@@ -15,7 +15,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE,
     VFIO_IRQ_INFO_NORESIZE, VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER,
     VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
-    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
+    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
     VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE, vfio_region_info,
 };
 use vfio_user::{DmaMapFlags, DmaUnmapFlags, IrqInfo, ServerBackend, ServerRegion};
@@ -194,16 +194,25 @@ fn kind(index: u32) -> Option<InterruptKind> {
 
 fn irqs() -> Vec<IrqInfo> {
     (0..VFIO_PCI_NUM_IRQS)
-        .map(|index| IrqInfo {
-            index,
-            flags: match kind(index) {
-                Some(InterruptKind::Intx) => {
-                    VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED
-                }
-                Some(_) => VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE,
-                None => 0,
-            },
-            count: kind(index).map_or(0, |kind| kind.vectors().into()),
+        .map(|index| {
+            let (flags, count) = match kind(index) {
+                Some(InterruptKind::Intx) => (
+                    VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED,
+                    1,
+                ),
+                Some(kind) => (
+                    VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE,
+                    kind.vectors().into(),
+                ),
+                // QEMU warns where it is missing. This function has no errors to signal.
+                None if index == VFIO_PCI_ERR_IRQ_INDEX => (VFIO_IRQ_INFO_EVENTFD, 1),
+                None => (0, 0),
+            };
+            IrqInfo {
+                index,
+                flags,
+                count,
+            }
         })
         .collect()
 }
@@ -295,6 +304,9 @@ impl ServerBackend for Backend<'_> {
         count: u32,
         fds: Vec<File>,
     ) -> io::Result<()> {
+        if index == VFIO_PCI_ERR_IRQ_INDEX {
+            return Ok(());
+        }
         let kind = kind(index).ok_or_else(|| invalid(format!("there is no interrupt {index}")))?;
         let vectors = u32::from(kind.vectors());
         if start.checked_add(count).is_none_or(|end| end > vectors) {

@@ -173,7 +173,7 @@ fn what_cannot_be_done_is_answered_with_an_error_and_the_connection_goes_on() {
             message(REGION_WRITE, 36, &[region(4094, 7, 4), vec![0; 4]].concat()),
         ),
         ("an interrupt that is not there", irqs(9, 0x21, 0, 0)),
-        ("a vector that is not there", irqs(2, 0x24, 64, 1)),
+        ("a vector that is not there", irqs(2, 0x24, 32, 1)),
         ("vectors that wrap", irqs(2, 0x24, u32::MAX, u32::MAX)),
         ("an action that is none", irqs(2, 0x01, 0, 1)),
         ("data that is not supported", irqs(2, 0x22, 0, 0)),

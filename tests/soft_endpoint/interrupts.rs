@@ -28,7 +28,7 @@ fn every_vector_of_msi_and_msix_is_signalled_by_its_number() {
     let mut driver = fixture.driver();
     for (index, raising, count, control, enable) in [
         (MSI, command::RAISE_MSI, 32, MSI_CONTROL, 1 | 5 << 4),
-        (MSIX, command::RAISE_MSIX, 64, MSIX_CONTROL, MSIX_ENABLE),
+        (MSIX, command::RAISE_MSIX, 32, MSIX_CONTROL, MSIX_ENABLE),
     ] {
         assert_eq!(driver.0.get_irq_info(index).expect("info").count, count);
         let count = count as usize;

@@ -11,6 +11,7 @@
 | `VDI_DEBIAN_KERNEL`, `VDI_DEBIAN_MODULES` | Debian's packaged kernel, likewise |
 | `VDI_BACKEND` | the program under test |
 | `VDI_TEST_BACKEND` | the same with endpoints on the kernel's mock bus |
+| `VDI_PCI_SELFTEST` | the kernel's own test of PCI endpoints, tools/testing/selftests/pci_endpoint |
 | `VDI_INIT` | the guest's program, made by `make -C guest` |
 | `VDI_PATIENCE` | how many times as long as usual to wait for a guest |
 | `VDI_KEEP` | a directory for logs; without it they are shown for failed tests only |
@@ -29,7 +30,7 @@ from vdi_lab import initramfs, trouble  # noqa: E402
 
 __all__ = [
     "Kernel", "Missing", "backend", "debian_kernel", "debug_kernel", "debug_patched_kernel", "guest_init", "initramfs",
-    "lab_kernel", "patched_kernel", "qemu", "test_backend", "trouble",
+    "lab_kernel", "patched_kernel", "pci_selftest", "qemu", "test_backend", "trouble",
 ]  # fmt: skip
 
 
@@ -72,6 +73,10 @@ def test_backend() -> pathlib.Path:
 
 def guest_init() -> pathlib.Path:
     return _path("VDI_INIT")
+
+
+def pci_selftest() -> pathlib.Path:
+    return _path("VDI_PCI_SELFTEST")
 
 
 def lab_kernel() -> Kernel:

@@ -25,7 +25,7 @@ ENDPOINTS = ("00:05.0", "00:06.0")
 COMMAND_LINE = "console=ttyS0 loglevel=6 panic=-1 nokaslr nowatchdog iommufd.allow_unsafe_interrupts=1"
 
 # What may be a module; kernels have some of it built in, or not at all.
-MODULES = ["virtio_iommu", "vfio_pci", "vfio_iommu_type1", "lkdtm"]
+MODULES = ["virtio_iommu", "vfio_pci", "vfio_iommu_type1", "lkdtm", "pci_endpoint_test"]
 
 
 @dataclass
@@ -39,8 +39,11 @@ class MachineConfig:
     command_line: str = ""
     memory: str = "512M"
     processors: int = 1
-    # Software functions: where they are, and their vfio-user sockets.
+    # Software functions: where they are, and their vfio-user sockets. One on bus 1 sits behind a port of `extra` that
+    # is called `bus1`.
     functions: dict[str, pathlib.Path] = field(default_factory=dict)
+    # Files for the guest's root directory.
+    programs: list[pathlib.Path] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
 
 
@@ -67,10 +70,14 @@ def qemu_command(config: MachineConfig, image: pathlib.Path) -> list[str]:
         command += ["-acpitable", f"sig=VIOT,rev=0,data={config.viot}"]
     for endpoint in ENDPOINTS:
         command += ["-device", f"edu,addr={_addr(endpoint)}"]
+    command += config.extra
     for function, path in config.functions.items():
-        device = {"driver": "vfio-user-pci", "addr": _addr(function), "socket": {"type": "unix", "path": str(path)}}
+        device: dict[str, Any] = {"driver": "vfio-user-pci", "addr": _addr(function)}
+        device["socket"] = {"type": "unix", "path": str(path)}
+        if bus := int(function.split(":")[0], 16):
+            device["bus"] = f"bus{bus}"
         command += ["-device", json.dumps(device)]
-    return command + config.extra
+    return command
 
 
 class Machine:
@@ -80,7 +87,8 @@ class Machine:
         self.directory = directory
         modules = Modules(config.kernel.modules)
         image = directory / "initramfs"
-        initramfs.write(image, lab.guest_init(), modules.unpack(MODULES, directory / "modules"))
+        files = [*modules.unpack(MODULES, directory / "modules"), *config.programs]
+        initramfs.write(image, lab.guest_init(), files)
         # One socket pair per channel: nothing to wait for, and the end of QEMU is the end of the file.
         ours, theirs = {}, {}
         for name in ("console", "guest", "qmp"):

@@ -94,10 +94,13 @@ class FunctionalTest(unittest.TestCase):
         command_line: str = "",
         endpoints: tuple[str, ...] = ENDPOINTS,
         functions: dict[str, pathlib.Path] | None = None,
+        programs: tuple[pathlib.Path, ...] = (),
+        extra: tuple[str, ...] = (),
     ) -> Machine:
         """A machine with `endpoints` behind `backend`, or behind QEMU's own virtio-iommu; waits for its init.
 
-        `functions` are endpoints too, software functions: where they are, and their vfio-user sockets.
+        `functions` are endpoints too, software functions: where they are, and their vfio-user sockets. `programs` are
+        files for the guest, `extra` more options for QEMU.
         """
         viot = None
         if backend:
@@ -113,6 +116,8 @@ class FunctionalTest(unittest.TestCase):
             command_line=f"{self.command_line} {command_line}",
             processors=self.processors,
             functions=functions or {},
+            programs=list(programs),
+            extra=list(extra),
         )
         machine = Machine(config, directory)
         self.addCleanup(machine.close)

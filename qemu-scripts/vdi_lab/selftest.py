@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""The kernel's own tests, compiled from its source as they are."""
+
+import functools
+import pathlib
+
+from . import cache, debian
+from .kernel import SOURCE, ensure_source
+
+PCI = "pci_endpoint"
+
+
+@functools.cache
+def ensure_pci_selftest() -> pathlib.Path:
+    """The test of the driver pci_endpoint_test: one static program."""
+
+    def make(path: pathlib.Path) -> None:
+        debian.need_tools({"gcc": "gcc"})
+        tests = ensure_source() / "tools" / "testing" / "selftests"
+        source = tests / PCI / f"{PCI}_test.c"
+        output = path / f"{PCI}_test"
+        debian.run(["gcc", "-O2", "-static", f"-I{tests}", "-o", str(output), str(source)], "PCI endpoint selftest")
+
+    entry = cache.entry(f"selftest-{cache.key(PCI, SOURCE, debian.BACKPORTS)}", make)
+    return entry / f"{PCI}_test"

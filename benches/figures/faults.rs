@@ -69,5 +69,5 @@ pub fn measure() {
         let response = host.page_request(requester, vec![page]);
         drop(response.expect("a page request"));
     };
-    Course::new(host, ENDPOINT, raise).figures("software host", &bare, ROUNDS, GROUPS);
+    Course::new(host, ENDPOINT, raise).figures("software host", &bare, Some(20.0), ROUNDS, GROUPS);
 }

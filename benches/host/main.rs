@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Figures of the iommufd host, each beside something measured in the same run.
 //!
-//! Runs as root in a kernel built with CONFIG_IOMMUFD_TEST: see `qemu-scripts/bench`. Prints tables in Markdown; with the
-//! argument `faults` only those of page requests, without it the others.
+//! Runs as root in a kernel built with CONFIG_IOMMUFD_TEST: see `qemu-scripts/bench`. Prints tables in Markdown: with
+//! the argument `faults` those of page requests, without it the others.
 
 #[path = "../common/bare.rs"]
 mod bare;

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The first part: a stock guest maps a buffer; it is read through the IOMMU from outside; an access beyond it is blocked,
-and the guest's kernel says so."""
+"""The first part: a stock guest maps a buffer; it is read through the IOMMU from outside; an access beyond it is
+blocked, and the guest's kernel says so."""
 
 import pathlib
 

@@ -174,7 +174,7 @@ def story(backend: Backend, machine: Machine, directory: pathlib.Path, picture: 
         guest.run(f"attach-table {function} table")
     guest.run(f"buffer space {IOVA:#x} {PAGES * PAGE:#x} {SEED}")
     mapped = backend.control.domain(READER)["bytes"]
-    say(f"guest: a program has a buffer of {PAGES} pages for {READER} and {WRITER}, at {IOVA:#x}; {mapped} bytes are mapped")
+    say(f"guest: a program has a buffer of {PAGES} pages at {IOVA:#x} for {READER} and {WRITER}; {mapped} bytes are mapped")
     if mapped:
         raise Failed("something is mapped before anything was touched")
 
@@ -188,7 +188,7 @@ def story(backend: Backend, machine: Machine, directory: pathlib.Path, picture: 
     pairs = serve(machine, control, {READER: [*touches[READER], BEYOND], WRITER: touches[WRITER]})
     check(guest, pairs, touches)
     domain = backend.control.domain(READER)
-    say(f"back-end: {domain['bytes'] // PAGE} pages are mapped now; beyond the buffer nothing is, and the DMA there failed")
+    say(f"back-end: {domain['bytes'] // PAGE} pages are mapped now; beyond the buffer none is, and the DMA there failed")
 
     requests = backend.control.counters()["page_request_groups"]
     again = touch_again(control, touches)
@@ -203,7 +203,7 @@ def story(backend: Backend, machine: Machine, directory: pathlib.Path, picture: 
 
 
 def run(directory: pathlib.Path, picture: pathlib.Path) -> None:
-    say("a guest with the lab kernel (compiled once, some minutes) and the patched driver: memory that is mapped on demand")
+    say("a guest with the lab kernel (compiled once, some minutes) and the patched driver: memory mapped on demand")
     prepare(patched_kernel)
     place = directory / "on-demand"
     with running(place, lab.patched_kernel(), list(ENDPOINTS)) as (backend, machine):

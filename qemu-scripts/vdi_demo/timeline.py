@@ -88,14 +88,12 @@ def _lanes(pairs: list[Pair], times: list[tuple[int, int, int, int]]) -> list[st
 
 def _enlarged(pairs: list[Pair], times: list[tuple[int, int, int, int]]) -> list[str]:
     """The access whose whole time is the median."""
-    order = sorted((index for index, pair in enumerate(pairs) if not pair[0].refused), key=lambda i: times[i][3] - times[i][0])
-    chosen = order[len(order) // 2]
+    done = [index for index, (touch, _) in enumerate(pairs) if not touch.refused]
+    chosen = sorted(done, key=lambda index: times[index][3] - times[index][0])[len(done) // 2]
     touch, fault = pairs[chosen]
     began, told, answered, ended = times[chosen]
     y = 345
-    out = [
-        svg.bold(15, y - 22, f"One of them: {touch.endpoint}, page {touch.address:#x}, group {fault.group}")
-    ]
+    out = [svg.bold(15, y - 22, f"One of them: {touch.endpoint}, page {touch.address:#x}, group {fault.group}")]
     scale = (RIGHT - LEFT) / (ended - began)
     steps = (
         (began, told, TO_GUEST, "to the guest", "no mapping: the device waits; page request → event → driver → program"),
@@ -116,13 +114,14 @@ def draw(pairs: list[Pair], again: list[Touch], release: str) -> str:
     """The whole picture, as SVG."""
     times = _aligned(pairs)
     waits = [touch.ended - touch.began for touch, _ in pairs if not touch.refused]
-    first, second = statistics.median(waits) / 1e3, statistics.median(touch.ended - touch.began for touch in again) / 1e3
+    first = statistics.median(waits) / 1e3
+    second = statistics.median(touch.ended - touch.began for touch in again) / 1e3
     body = [
         svg.text(15, 32, "Memory that is mapped when a device touches it", 'font-size="19" font-weight="bold"'),
-        svg.text(15, 56, "Two devices do DMA to a buffer of a program in a Linux guest. Nothing of it is mapped in their IOMMU: "
-                      "each first touch of a page (a bar) waits"),
+        svg.text(15, 56, "Two devices do DMA to a buffer of a program in a Linux guest. Nothing of it is mapped in their "
+                         "IOMMU: each first touch of a page (a bar) waits"),
         svg.text(15, 74, "until the guest has been asked, has mapped the page, and has answered. "
-                      f"Guest: Linux {release}, virtio-iommu with page requests."),
+                         f"Guest: Linux {release}, virtio-iommu with page requests."),
     ]  # fmt: skip
     x = 15
     for colour, name in (
@@ -136,9 +135,9 @@ def draw(pairs: list[Pair], again: list[Touch], release: str) -> str:
     body += _lanes(pairs, times)
     body += _enlarged(pairs, times)
     body += [
-        svg.text(15, HEIGHT - 42, f"First touch of a page: {first:.0f} µs (median of {len(waits)}). Touched again, now that it is "
-                               f"mapped: {second:.0f} µs, without a page request."),
-        svg.text(15, HEIGHT - 22, "The times have the way from the demo to the back-end in them, and the guest is emulated: what "
-                               "it does for the first time takes longest.", 'class="small"'),
+        svg.text(15, HEIGHT - 42, f"First touch of a page: {first:.0f} µs (median of {len(waits)}). Touched again, now that "
+                                  f"it is mapped: {second:.0f} µs, without a page request."),
+        svg.small(15, HEIGHT - 22, "The times have the way from the demo to the back-end in them, and the guest is emulated: "
+                                   "what it does for the first time takes longest."),
     ]  # fmt: skip
     return svg.document(WIDTH, HEIGHT, "Memory that is mapped when a device touches it", body)

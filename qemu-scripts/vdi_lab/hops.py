@@ -39,8 +39,8 @@ def _bar(report: dict[str, Any], y: float, scale: float) -> list[str]:
     for index, (name, own, time) in enumerate(report["hops"]):
         colour = next(colours) if own else WAKE
         if index == half:
-            out.append(f'<rect x="{x:.1f}" y="{y}" width="{GUEST}" height="30" fill="none" stroke="#a1a1aa" stroke-dasharray="4 3"/>')
-            out.append(svg.small(x + GUEST / 2, y + 19, "the guest", 'text-anchor="middle"'))
+            out.append(svg.line(f"M{x:.1f},{y + 15} h{GUEST}", WAKE))
+            out.append(svg.small(x + GUEST / 2, y + 10, "the guest", 'text-anchor="middle"'))
             x += GUEST
         out.append(svg.box(x, y, time * scale, 30, colour))
         x += time * scale
@@ -59,7 +59,8 @@ def _block(report: dict[str, Any], y: float) -> list[str]:
         *_bar(report, y + 12, scale),
         svg.box(LEFT, bare, wake * scale, 12, WAKE),
         svg.box(LEFT + wake * scale, bare, bare_awake * scale, 12, BARE),
-        svg.small(LEFT, bare + 28, f"epoll, read and write alone: wakes {wake:.1f} µs, reads and writes {bare_awake:.1f} µs"),
+        svg.small(LEFT, bare + 28,
+                  f"epoll, read and write alone: wakes {wake:.1f} µs, reads and writes {bare_awake:.1f} µs"),
         svg.text(LEFT, bare + 50, f"256 groups outstanding all the time: {report['rate'] / 1e3:.0f} thousand a second; "
                                   f"read and write alone {report['bare_rate'] / 1e3:.0f} thousand"),
     ]  # fmt: skip
@@ -70,10 +71,10 @@ def draw(reports: list[dict[str, Any]]) -> str:
     title = "A page request, hop by hop"
     body = [
         svg.bold(LEFT, 32, title, 'font-size="19"'),
-        svg.text(LEFT, 56, "Medians. Blue and violet: the back-end runs. Grey: a thread of it has been told and does not run yet; "
-                           "that is the machine's."),
-        svg.text(LEFT, 74, "Left of the guest: from the host's readable queue to the guest's interrupt. Right of it: from the "
-                           "guest's kick to the answered host."),
+        svg.text(LEFT, 56, "Medians. Blue and violet: the back-end runs. Grey: a thread of it has been told and does not "
+                           "run yet; that is the machine's."),
+        svg.text(LEFT, 74, "Left of the guest: from the host's readable queue to the guest's interrupt. Right of it: from "
+                           "the guest's kick to the answered host."),
         svg.text(LEFT, 92, "Green: a loop that does nothing but wait, read and write, on the same kind of descriptor."),
     ]  # fmt: skip
     for index, report in enumerate(reports):

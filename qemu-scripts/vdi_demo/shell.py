@@ -32,9 +32,10 @@ poweroff -f
 """
 
 HINTS = """\
-Linux {release}, behind virtio-iommu; its endpoints: {endpoints}. Try here:
+Linux {release}, behind virtio-iommu; its endpoints, PCI functions in software: {endpoints}. Try here:
     dmesg | grep -i iommu
     ls -d /sys/kernel/iommu_groups/*/devices/*
+    insmod /modules/pci_endpoint_test.ko     the functions' stock driver, where it is there
     exit                                     ends the guest; so does Ctrl-a x
 and in another terminal:
     {program} ctl {control} status
@@ -87,13 +88,15 @@ def run(directory: pathlib.Path, image: pathlib.Path | None, modules: pathlib.Pa
     prepare((lambda: None) if image else patched_kernel)
     kernel = user_kernel(image, modules, directory) if image else lab.patched_kernel()
     # An endpoint that nobody attached reaches nothing: kernels before 6.15 attach one when a driver takes it.
-    backend = Backend(lab.backend(), directory, list(ENDPOINTS), ["--boot-bypass", "off"])
+    functions = {endpoint: directory / f"function{number}.sock" for number, endpoint in enumerate(ENDPOINTS)}
+    endpoints = [f"{endpoint},soft={path}" for endpoint, path in functions.items()]
+    backend = Backend(lab.backend(), directory, endpoints, ["--boot-bypass", "off"])
     try:
         viot = directory / "viot.bin"
         write_viot(lab.backend(), viot, IOMMU, list(ENDPOINTS))
         initrd = pack(kernel, directory / "control.sock", directory)
         say(f"booting {kernel.image}; if nothing comes, see whether it has {OPTIONS}")
-        config = MachineConfig(kernel=kernel, vhost_socket=backend.socket, viot=viot, command_line=words)
+        config = MachineConfig(kernel=kernel, vhost_socket=backend.socket, viot=viot, command_line=words, functions=functions)
         command = [*qemu_command(config, initrd), "-serial", "mon:stdio", "-no-reboot"]
         if (status := subprocess.run(command, check=False).returncode) != 0:
             raise Failed(f"QEMU ended with status {status}")

@@ -39,7 +39,7 @@ class MachineConfig:
     command_line: str = ""
     memory: str = "512M"
     processors: int = 1
-    # Software functions: where they are, and their vfio-user sockets. One on bus 1 sits behind a port of `extra` that
+    # Software functions: where they are (an `edu` makes room), and their vfio-user sockets. One on bus 1 sits behind a port of `extra` that
     # is called `bus1`.
     functions: dict[str, pathlib.Path] = field(default_factory=dict)
     # Files for the guest's root directory.
@@ -68,7 +68,7 @@ def qemu_command(config: MachineConfig, image: pathlib.Path) -> list[str]:
         command += ["-device", f"virtio-iommu-pci,addr={_addr(IOMMU)}"]
     if config.viot:
         command += ["-acpitable", f"sig=VIOT,rev=0,data={config.viot}"]
-    for endpoint in ENDPOINTS:
+    for endpoint in (endpoint for endpoint in ENDPOINTS if endpoint not in config.functions):
         command += ["-device", f"edu,addr={_addr(endpoint)}"]
     command += config.extra
     for function, path in config.functions.items():

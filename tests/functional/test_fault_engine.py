@@ -1,108 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The fault engine in a Linux guest with the driver of guest/linux/: page requests and PASIDs of real DMA.
-
-A program in the guest drives it over VFIO and iommufd; see docs/fault-engine.md and guest/README.md.
-"""
-
-import pathlib
+"""Page requests of real DMA in a Linux guest: the fault engine, with the stock driver and with that of guest/linux/."""
 
 from harness import lab
-from harness.control import Control
-from harness.guest import Guest, GuestError, pattern
-from harness.machine import ENDPOINTS
-from harness.testcase import FunctionalTest
+from harness.engine import (
+    ATS,
+    BUS_MASTER,
+    CACHED,
+    CHAIN,
+    COMPLETED,
+    ENABLED,
+    EXEC,
+    FUNCTION,
+    HITS,
+    INVALIDATED,
+    IOVA,
+    LIST,
+    OUTSTANDING,
+    OUTSTANDING_PEAK,
+    PAGE,
+    PASID,
+    PRI,
+    PRIVILEGED,
+    STATUS,
+    TARGET,
+    WAITING_FOR_ALLOCATION,
+    EngineTest,
+    engine_register,
+)
+from harness.guest import GuestError, pattern
 
-FUNCTION = "00:07.0"
-PAGE = 0x1000
-
-# The address space "one": descriptors, memory that is mapped, and what is not.
-CHAIN = 0x10_0000
-LIST = 0x10_4000
-TARGET = 0x10_8000
-CHAIN_LENGTH = 0x2_0000
-IOVA = 0x40_0000
-
-# Registers: of the function, and of an engine.
-ENABLED, OUTSTANDING, OUTSTANDING_PEAK = 0x0C, 0x10, 0x14
-STATUS, COMPLETED, GROUPS, MARKERS, HITS, INVALIDATED, CACHED = 0x04, 0x24, 0x40, 0x4C, 0x50, 0x58, 0x5C
-
-# ENABLED.
-BUS_MASTER, ATS, PRI, PASID, EXEC, PRIVILEGED = (1 << bit for bit in range(6))
-WAITING_FOR_ALLOCATION = 3
-
-
-def fields(line: str) -> dict[str, str]:
-    return dict(word.split("=", 1) for word in line.split())
-
-
-def engine_register(engine: int, offset: int) -> int:
-    return 0x100 + 0x100 * engine + offset
-
-
-class EngineTest(FunctionalTest):
-    """A guest with one software function, opened under the name "one"."""
-
-    def start_function(self, *options: str) -> tuple[Guest, Control]:
-        """A back-end with the function, a machine, the driver, and the function open."""
-        socket = self.directory / "function.sock"
-        backend = self.start_backend("--page-response-timeout", "0", *options, endpoints=(*ENDPOINTS, f"{FUNCTION},soft={socket}"))
-        machine = self.start_machine(backend, functions={FUNCTION: socket})
-        machine.guest.load("virtio_iommu")
-        machine.guest.open_vfio("one", FUNCTION)
-        return machine.guest, backend.control
-
-    def take_engines(self, guest: Guest) -> None:
-        """Memory for descriptors, and the interrupts of the engines."""
-        guest.map("one", CHAIN, CHAIN_LENGTH, "rw", 0)
-        guest.run("engines one")
-
-    def start_attached(self, *options: str, pasids: bool = False) -> tuple[Guest, Control]:
-        """The function in the address space "one", with a fault queue."""
-        guest, control = self.start_function(*options)
-        guest.run("ioas one")
-        guest.run(f"table one one one {'pasids' if pasids else ''}")
-        guest.run("attach-table one one")
-        self.take_engines(guest)
-        return guest, control
-
-    def register(self, guest: Guest, offset: int) -> int:
-        return int(guest.run(f"register one {offset:#x}"), 16)
-
-    def store(self, guest: Guest, at: int, operation: str, **values: object) -> None:
-        words = (f"{name}={value:#x}" if isinstance(value, int) else f"{name}={value}" for name, value in values.items())
-        guest.run(f"descriptor one {at:#x} {operation} {' '.join(words)}")
-
-    def begin(self, guest: Guest, operation: str, engine: int = 0, **values: object) -> None:
-        """Starts an engine on a chain of one descriptor, at a place of its own."""
-        at = CHAIN + 64 * engine
-        self.store(guest, at, operation, **values)
-        guest.run(f"start one {engine} {at:#x}")
-
-    def end(self, guest: Guest, engine: int = 0) -> dict[str, str]:
-        """Waits for the end of such a chain: the completion of its descriptor."""
-        outcome = fields(guest.run(f"wait one {engine} 20"))["outcome"]
-        completion = fields(guest.run(f"completion one {CHAIN + 64 * engine:#x}"))
-        self.assertEqual(completion["status"], outcome)
-        return completion
-
-    def run_one(self, guest: Guest, operation: str, engine: int = 0, **values: object) -> dict[str, str]:
-        self.begin(guest, operation, engine, **values)
-        return self.end(guest, engine)
-
-    def outcome(self, guest: Guest, engine: int = 0) -> str:
-        """How a chain ended whose descriptor cannot say it."""
-        return fields(guest.run(f"wait one {engine} 20"))["outcome"]
-
-    def faults(self, guest: Guest, table: str = "one") -> list[dict[str, str]]:
-        return [fields(line) for line in guest.lines(f"faults {table} 20")]
-
-    def answer(self, guest: Guest, fault: dict[str, str], code: str, table: str = "one") -> None:
-        guest.run(f"answer {table} {fault['cookie']} {code}")
-
-    def assert_none_outstanding(self, guest: Guest, control: Control) -> None:
-        self.assertEqual(self.register(guest, OUTSTANDING), 0)
-        self.assertEqual(control.counters()["page_response_stale"], 0)
-        self.assert_clean(control)
+DRIVER = "/sys/bus/virtio/drivers/virtio_iommu"
 
 
 class StockDriverTest(EngineTest):
@@ -314,6 +241,26 @@ class PageRequestTest(EngineTest):
         self.assertEqual(self.run_one(guest, "nop")["status"], "done")
         self.assert_clean(control)
 
+    def test_the_control_socket_shows_what_waits_and_what_is_enabled(self):
+        guest, control = self.start_attached()
+        self.begin(guest, "copy", 3, address=IOVA, other=TARGET, length=8, flags="page-requests")
+        (fault,) = self.faults(guest)
+        function = control.execute("endpoint", endpoint=FUNCTION)
+        self.assertEqual(set(function["enabled"]), {"bus_master", "ats", "page_requests", "pasid", "exec", "privileged"})
+        self.assertEqual(function["page-requests"]["outstanding"], 1)
+        states = [engine["state"] for engine in function["bars"]["2"]["engines"]]
+        self.assertEqual(states, ["idle"] * 3 + ["waiting for an answer"] + ["idle"] * 4)
+        self.answer(guest, fault, "invalid")
+        self.assertEqual(self.end(guest, 3)["status"], "invalid-request")
+        # A driver that goes leaves nothing enabled.
+        for command in ("close one", "table-free one", "ioas-free one", f"unbind {FUNCTION}"):
+            guest.run(command)
+        device = next(name for name in guest.lines(f"ls {DRIVER}") if name.startswith("virtio"))
+        guest.run(f"write {DRIVER}/unbind {device}")
+        enabled = set(control.execute("endpoint", endpoint=FUNCTION)["enabled"])
+        self.assertEqual(enabled & {"ats", "page_requests", "pasid"}, set())
+        self.assert_clean(control)
+
 
 class MisuseTest(EngineTest):
     kernel = staticmethod(lab.patched_kernel)
@@ -380,102 +327,4 @@ class MisuseTest(EngineTest):
         self.assertEqual(self.register(guest, engine_register(0, CACHED)), cached - 1)
         self.assertEqual(self.register(guest, engine_register(0, INVALIDATED)), 1)
         self.assertEqual(self.run_one(guest, "copy", **read)["status"], "translation")
-        self.assert_none_outstanding(guest, control)
-
-
-class PasidTest(EngineTest):
-    kernel = staticmethod(lab.patched_kernel)
-
-    def start_with_pasids(self, *pasids: int) -> tuple[Guest, Control]:
-        """Each PASID has an address space of its own, under its number."""
-        guest, control = self.start_attached(pasids=True)
-        for pasid in pasids:
-            guest.run(f"ioas {pasid}")
-            guest.run(f"table {pasid} one {pasid} pasids")
-            guest.run(f"attach-pasid one {pasid} {pasid}")
-        return guest, control
-
-    def test_each_pasid_has_its_own_memory_at_the_same_address(self):
-        guest, control = self.start_with_pasids(5, 0xFFFFF)
-        attached = control.endpoint(FUNCTION)["pasids"]
-        self.assertEqual([entry["pasid"] for entry in attached], [5, 0xFFFFF])
-        for seed, space in enumerate(("one", "5", str(0xFFFFF))):
-            guest.map(space, IOVA, PAGE, "rw", seed)
-        for seed, flags in enumerate(({}, {"pasid": 5, "flags": "pasid"}, {"pasid": 0xFFFFF, "flags": "pasid"})):
-            done = self.run_one(guest, "read", address=IOVA, length=64, **flags)
-            self.assertEqual(done["status"], "done")
-            self.assertEqual(self.run_one(guest, "write", address=TARGET, length=64)["status"], "done")
-            self.assertEqual(guest.peek("one", TARGET, 64), pattern(seed, 64))
-        # Writing with a PASID reaches its memory, and no other.
-        self.run_one(guest, "read", address=TARGET, length=64)
-        guest.run(f"poke one {TARGET:#x} {'5a' * 64}")
-        self.run_one(guest, "read", address=TARGET, length=64)
-        self.run_one(guest, "write", address=IOVA, length=64, pasid=5, flags="pasid")
-        self.assertEqual(guest.peek("5", IOVA, 64), b"\x5a" * 64)
-        self.assertEqual(guest.peek("one", IOVA, 64), pattern(0, 64))
-        self.assert_none_outstanding(guest, control)
-
-    def test_page_requests_carry_the_pasid_and_every_kind_of_access(self):
-        guest, control = self.start_with_pasids(7)
-        kinds = {
-            "pasid": ("read", "r"),
-            "pasid,exec": ("read", "rx"),
-            "pasid,privileged": ("read", "rp"),
-            "pasid,exec,privileged": ("read", "rxp"),
-            "pasid,privileged,page-requests": ("write", "wp"),
-        }
-        for index, (flags, (operation, access)) in enumerate(kinds.items()):
-            with self.subTest(flags=flags):
-                at = IOVA + index * PAGE
-                self.begin(guest, operation, address=at, length=32, pasid=7, flags=f"{flags},page-requests")
-                (fault,) = self.faults(guest, "7")
-                self.assertEqual((fault["pasid"], fault["access"]), ("7", access))
-                guest.map("7", at, PAGE, "rw", index)
-                self.answer(guest, fault, "success", "7")
-                self.assertEqual(self.end(guest)["status"], "done")
-        self.assert_none_outstanding(guest, control)
-
-    def test_a_detach_of_a_pasid_ends_its_groups_and_no_others(self):
-        guest, control = self.start_with_pasids(7, 8)
-        for engine, pasid in enumerate((7, 8)):
-            ask = {"address": IOVA, "length": 8, "pasid": pasid, "flags": "pasid,page-requests"}
-            self.begin(guest, "read", engine, **ask)
-        self.begin(guest, "read", 2, address=IOVA, length=8, flags="page-requests")
-        (of_8,), (plain,) = self.faults(guest, "8"), self.faults(guest)
-        guest.run("detach-pasid one 7")
-        # Its descriptor is in the address space without a PASID.
-        self.assertEqual(self.end(guest, 0)["status"], "invalid-request")
-        guest.map("8", IOVA, PAGE, "r", 1)
-        self.answer(guest, of_8, "success", "8")
-        self.assertEqual(self.end(guest, 1)["status"], "done")
-        guest.map("one", IOVA, PAGE, "r", 1)
-        self.answer(guest, plain, "success")
-        self.assertEqual(self.end(guest, 2)["status"], "done")
-        guest.mark_log()
-        gone = self.run_one(guest, "read", address=IOVA, length=8, pasid=7, flags="pasid")
-        self.assertEqual(gone["status"], "blocked")
-        guest.wait_log(f"domain fault from EP 56 at {IOVA:#x} [R]")
-        guest.run("attach-pasid one 7 7")
-        guest.map("7", IOVA, PAGE, "r", 1)
-        again = self.run_one(guest, "read", address=IOVA, length=8, pasid=7, flags="pasid")
-        self.assertEqual(again["status"], "done")
-        self.assertEqual(self.register(guest, OUTSTANDING), 0)
-        self.assert_clean(control)
-
-    def test_descriptors_can_live_in_the_memory_of_a_pasid(self):
-        guest, control = self.start_with_pasids(9)
-        guest.run(f"buffer 9 {IOVA:#x} {PAGE:#x} 0")
-        guest.run(f"descriptor 9 {IOVA:#x} nop")
-        guest.run(f"start one 0 {IOVA:#x} 9 page-requests")
-        self.assertIn("access=r ", guest.lines("page-in 9 9 1 20")[0])
-        self.assertEqual(self.outcome(guest), "done")
-        self.assertEqual(fields(guest.run(f"completion 9 {IOVA:#x}"))["status"], "done")
-        self.assert_none_outstanding(guest, control)
-
-    def test_a_stop_marker_is_seen_by_nobody(self):
-        guest, control = self.start_with_pasids(7)
-        done = self.run_one(guest, "stop-marker", pasid=7, flags="pasid")
-        self.assertEqual((done["status"], done["groups"]), ("done", "0"))
-        self.assertEqual(self.register(guest, engine_register(0, MARKERS)), 1)
-        self.assertEqual(control.counters()["page_request_groups"], 0)
         self.assert_none_outstanding(guest, control)

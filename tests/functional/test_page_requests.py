@@ -87,7 +87,7 @@ class PageRequestTest(FunctionalTest):
         self.assertEqual(counters["page_request_unwanted"], 0)
         self.assert_clean(control)
 
-    def test_features_are_negotiated_and_asked_for_at_attach_only_with_a_fault_queue(self):
+    def test_features_are_negotiated_and_asked_for_at_attach_only_with_a_fault_queue__x2_x6(self):
         _, guest, control = self.start()
         self.assertEqual({"PAGE_REQUEST", "PASID"} & set(control.status()["features"]), {"PAGE_REQUEST", "PASID"})
         self.attach_vfio(guest, "one", FIRST, "plain")
@@ -98,7 +98,7 @@ class PageRequestTest(FunctionalTest):
         self.assert_refused("TranslationFault", control.dma_read, FIRST, IOVA, 16)
         self.assert_clean(control)
 
-    def test_read_of_an_unmapped_page_completes_when_the_guest_has_mapped_it(self):
+    def test_read_of_an_unmapped_page_completes_when_the_guest_has_mapped_it__x1_x8_x31(self):
         _, guest, control = self.start_attached()
         reader = self.connect()
         read = Call(lambda: reader.dma_read(FIRST, IOVA + 0x10, 64))
@@ -125,7 +125,7 @@ class PageRequestTest(FunctionalTest):
             self.assertEqual(guest.peek("one", IOVA + page * PAGE, 256), bytes(range(256)))
         self.assert_answered(control, 3)
 
-    def test_group_of_many_requests_arrives_whole_and_has_one_answer(self):
+    def test_group_of_many_requests_arrives_whole_and_has_one_answer__x39(self):
         _, guest, control = self.start_attached()
         asker = self.connect()
         pages = [{"iova": IOVA + i * PAGE, "access": "rw"} for i in range(40)]
@@ -167,7 +167,7 @@ class PageRequestTest(FunctionalTest):
         self.assert_refused("PageRequestFailed", stuck.result)
         self.assert_answered(control, 2)
 
-    def test_detach_ends_the_groups_that_wait(self):
+    def test_detach_ends_the_groups_that_wait__x40_x61(self):
         _, guest, control = self.start_attached()
         asker = self.connect()
         read = Call(lambda: asker.dma_read(FIRST, IOVA, 16))

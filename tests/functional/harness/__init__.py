@@ -2,5 +2,6 @@
 """What the functional tests stand on: the back-end, QEMU, and the program in the guest.
 
 `lab` knows where things are, `modules` finds what the guest loads, `backend` and `machine` run the two
-processes, `guest` and `control` talk to them, `testcase` puts them together.
+processes, `guest` and `control` talk to them, `testcase` puts them together, `engine`
+adds a software function.
 """

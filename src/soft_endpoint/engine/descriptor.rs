@@ -204,6 +204,34 @@ pub enum Outcome {
     Reset = 16,
 }
 
+impl Outcome {
+    const ALL: [Self; 16] = [
+        Self::Done,
+        Self::BadDescriptor,
+        Self::Limit,
+        Self::BusMaster,
+        Self::PasidDisabled,
+        Self::Translation,
+        Self::Permission,
+        Self::Blocked,
+        Self::NoMemory,
+        Self::PageRequestsDisabled,
+        Self::Allocation,
+        Self::InvalidRequest,
+        Self::ResponseFailure,
+        Self::Retries,
+        Self::AtsDisabled,
+        Self::Reset,
+    ];
+
+    /// The outcome with this number; `None` when there is none.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|&outcome| outcome as u8 == number)
+    }
+}
+
 /// A descriptor that can be carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Job {

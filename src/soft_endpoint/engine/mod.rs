@@ -115,11 +115,8 @@ impl RegisterBlock for FaultEngine {
     }
 
     fn describe(&self) -> Value {
-        let running = |engine: &Arc<Engine>| engine.read(engine::STATUS) & 0xff != 0;
-        json!({
-            "engines": self.engines.len(),
-            "running": self.engines.iter().filter(|engine| running(engine)).count(),
-        })
+        let engines = self.engines.iter().map(|engine| engine.describe());
+        json!({"engines": engines.collect::<Vec<_>>()})
     }
 }
 

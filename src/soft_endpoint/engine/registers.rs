@@ -122,3 +122,15 @@ pub enum State {
     /// It waits until others have their answers: Outstanding Page Request Allocation is used up.
     WaitingForAllocation = 3,
 }
+
+impl State {
+    /// What people read.
+    pub fn name(number: u8) -> &'static str {
+        match number {
+            0 => "idle",
+            1 => "running",
+            2 => "waiting for an answer",
+            _ => "waiting for allocation",
+        }
+    }
+}

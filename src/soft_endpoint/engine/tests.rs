@@ -475,3 +475,22 @@ fn a_translation_request_fills_the_cache_and_is_no_fault_where_there_is_none() {
     let off = f.run(&[descriptor(Operation::Translate, flags, 0x8000, 1)]);
     assert_eq!(off.status.get(), status(Outcome::AtsDisabled));
 }
+
+#[test]
+fn the_picture_shows_registers_requests_and_the_cache() {
+    let f = Fixture::new();
+    f.run(&[copy(Flags::empty(), 0x8000, 0x9000, 16)]);
+    let picture = f.block.describe();
+    let engines = picture["engines"].as_array().expect("engines");
+    assert_eq!(engines.len(), registers::ENGINES);
+    let (first, second) = (&engines[0], &engines[1]);
+    assert_eq!(first["state"], "idle");
+    assert_eq!(first["outcome"], "done");
+    assert_eq!(first["completed"], 1);
+    assert_eq!(first["head"], CHAIN);
+    // The chain, the source, the target.
+    assert_eq!(first["cache"]["translations"], 3);
+    assert_eq!(first["cache"]["first"][0]["domain"], DOMAIN.0);
+    assert!(second["outcome"].is_null());
+    assert_eq!(second["page-requests"]["groups"], 0);
+}

@@ -6,11 +6,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 use std::thread::{JoinHandle, Thread};
 
+use serde_json::{Value, json};
+
 use crate::host::soft::Port;
 use crate::soft_endpoint::engine::Function;
 use crate::soft_endpoint::engine::descriptor::Outcome;
 use crate::soft_endpoint::engine::registers::{Cause, Control, State, engine};
 use crate::soft_endpoint::engine::run::Runner;
+
+/// Cached translations that a picture shows.
+const MAX_SHOWN: usize = 16;
 
 /// A number that one thread changes and others look at.
 #[derive(Default)]
@@ -182,6 +187,48 @@ impl Engine {
             _ => 0,
         };
         (if high { value >> 32 } else { value }) as u32
+    }
+
+    /// Registers and cache, for people.
+    pub(super) fn describe(&self) -> Value {
+        let progress = &self.progress;
+        let program = self.program();
+        let counters = self.port.counters();
+        let outcome = Outcome::from_number(progress.outcome.load(Ordering::Acquire));
+        let cached = self.port.cached();
+        let shown = cached.iter().take(MAX_SHOWN).map(|cached| {
+            json!({
+                "pasid": cached.pasid.map(|pasid| pasid.0),
+                "domain": cached.domain.map(|domain| domain.0),
+                "iova": cached.mapping.range.first.0,
+                "last": cached.mapping.range.last.0,
+                "gpa": cached.mapping.gpa.0,
+            })
+        });
+        json!({
+            "state": State::name(progress.state.load(Ordering::Acquire)),
+            "outcome": outcome.map(|outcome| outcome.to_string()),
+            "control": program.control.bits(),
+            "vector": program.vector,
+            "head": program.head,
+            "current": progress.current.get(),
+            "fault": progress.fault.get(),
+            "completed": progress.completed.get(),
+            "bytes": progress.bytes.get(),
+            "page-requests": {
+                "groups": progress.groups.get(),
+                "requests": progress.requests.get(),
+                "successes": progress.successes.get(),
+                "stop-markers": progress.markers.get(),
+            },
+            "cache": {
+                "hits": counters.hits,
+                "misses": counters.misses,
+                "invalidated": counters.invalidated,
+                "translations": cached.len(),
+                "first": shown.collect::<Vec<_>>(),
+            },
+        })
     }
 
     pub(super) fn write(self: &Arc<Self>, register: u64, value: u32) {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Figures of the whole back-end over the software host, each beside something measured in the same run.
 //!
-//! `cargo bench --bench figures [NAME...]` with names of `memory`, `process`, `wake`, `batch`, `faults`; all of
-//! them without. Prints tables in Markdown.
+//! `cargo bench --bench figures [NAME...]` with names of `memory`, `process`, `wake`, `batch`, `engines`,
+//! `faults`; all of them without. Prints tables in Markdown.
 
 #[path = "../common/bare.rs"]
 mod bare;
@@ -18,6 +18,7 @@ mod pin;
 mod stamps;
 
 mod batch;
+mod engines;
 mod faults;
 mod memory;
 mod process;
@@ -35,11 +36,12 @@ fn main() {
         return memory::child(&part.to_string_lossy());
     }
     type Part = fn() -> Vec<Figure>;
-    let parts: [(&str, Part); 4] = [
+    let parts: [(&str, Part); 5] = [
         ("memory", memory::figures),
         ("process", process::figures),
         ("wake", wake::figures),
         ("batch", batch::figures),
+        ("engines", engines::figures),
     ];
     for (name, figures) in parts {
         if names.is_empty() || names.iter().any(|wanted| wanted == name) {

@@ -19,6 +19,8 @@ use vhost_device_iommu::spec::{EVENT_LEN, Status};
 
 const OK: u8 = Status::Ok as u8;
 const ENDPOINT: u32 = 0x28;
+/// One with a PCI function.
+const FUNCTION: u32 = 0x30;
 /// In the first region of the guest's memory.
 const BUFFER: u64 = 0x10_0000;
 
@@ -32,8 +34,10 @@ struct Program {
 impl Program {
     fn start() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
+        let function = format!("00:06.0,soft={}", directory.path().join("pci").display());
         let mut child = Command::new(env!("CARGO_BIN_EXE_vhost-device-iommu"))
             .args(["--endpoint", "00:05.0", "--seccomp", "kill"])
+            .args(["--endpoint", &function])
             .arg("--socket-path")
             .arg(directory.path().join("vhost"))
             .arg("--control")
@@ -190,17 +194,102 @@ fn endpoints_come_and_go_while_a_guest_runs() {
     let program = Program::start();
     let mut guest = program.guest();
     assert_eq!(
-        program.ctl(&["endpoint-add", "endpoint=0x30"]),
+        program.ctl(&["endpoint-add", "endpoint=0x40"]),
         Ok(json!({}))
     );
-    assert_eq!(guest.request(&attach(2, 0x30, 0)), OK);
-    assert_eq!(guest.request(&detach(2, 0x30)), OK);
+    assert_eq!(guest.request(&attach(2, 0x40, 0)), OK);
+    assert_eq!(guest.request(&detach(2, 0x40)), OK);
     assert_eq!(
-        program.ctl(&["endpoint-remove", "endpoint=0x30"]),
+        program.ctl(&["endpoint-remove", "endpoint=0x40"]),
         Ok(json!({}))
     );
-    assert_eq!(guest.request(&attach(2, 0x30, 0)), Status::NoEnt as u8);
+    assert_eq!(guest.request(&attach(2, 0x40, 0)), Status::NoEnt as u8);
     drop(guest);
+    program.stop();
+}
+
+/// BAR 0 of a function: `command`, and its status at the end.
+fn command(driver: &mut vfio_user::Client, registers: &[(u64, u32)], command: u32) -> u32 {
+    let all = registers
+        .iter()
+        .copied()
+        .chain([(0x08, 0), (0x04, command)]);
+    for (register, value) in all {
+        let bytes = value.to_le_bytes();
+        driver.region_write(0, register, &bytes).expect("write");
+    }
+    let mut status = [0; 4];
+    wait_until("the end of a command", || {
+        driver.region_read(0, 0x08, &mut status).expect("read");
+        status[0] & 0x40 != 0
+    });
+    u32::from_le_bytes(status) & !0x40
+}
+
+#[test]
+fn a_functions_own_dma_goes_where_the_guest_has_mapped_it() {
+    const COPY: u32 = 1 << 5;
+    const COPY_SUCCESS: u32 = 1 << 4;
+    const COPY_FAIL_SOURCE: u32 = 1 << 5 | 1 << 7;
+    let program = Program::start();
+    let mut guest = program.guest();
+    assert_eq!(guest.request(&attach(1, FUNCTION, 0)), OK);
+    let mapping = map(1, 0x1000, 0x2fff, BUFFER, READ | WRITE);
+    assert_eq!(guest.request(&mapping), OK);
+    guest.ram.write(BUFFER, b"hello");
+    let registers = [
+        (0x0c, 0x1000),
+        (0x10, 0),
+        (0x14, 0x2000),
+        (0x18, 0),
+        (0x1c, 5),
+    ];
+    // Twice: the function serves the next front-end too.
+    for _ in 0..2 {
+        let mut driver = vfio_user::Client::new(&program.path("pci")).expect("connect");
+        driver.region_write(7, 4, &[6, 0]).expect("enable");
+        assert_eq!(command(&mut driver, &registers, COPY), COPY_SUCCESS);
+        assert_eq!(guest.ram.read_vec(BUFFER + 0x1000, 5), b"hello");
+        guest.ram.write(BUFFER + 0x1000, &[0; 5]);
+    }
+    let mut driver = vfio_user::Client::new(&program.path("pci")).expect("connect");
+    driver.region_write(7, 4, &[6, 0]).expect("enable");
+    assert_eq!(guest.request(&unmap(1, 0x1000, 0x2fff)), OK);
+    assert_eq!(command(&mut driver, &registers, COPY), COPY_FAIL_SOURCE);
+    let seen = program
+        .ctl(&["endpoint", "endpoint=00:06.0"])
+        .expect("endpoint");
+    assert_eq!(seen["bars"]["0"]["failures"], 1);
+    // SIGTERM with a front-end connected and a transfer that waits for the guest.
+    assert_eq!(guest.request(&attach(1, FUNCTION, ATTACH_PAGE_REQUEST)), OK);
+    guest.post_events(4, EVENT_LEN, false);
+    driver
+        .region_write(0, 0x04, &COPY.to_le_bytes())
+        .expect("start");
+    wait_until("a page request", || guest.poll_event().is_some());
+    let path = program.path("pci");
+    let log = program.stop();
+    assert!(!path.exists(), "{log}");
+}
+
+/// System calls that only a function makes: it comes and goes with the filter in force.
+#[test]
+fn functions_come_and_go_under_the_filter() {
+    let program = Program::start();
+    let path = program.path("other");
+    let socket = format!("soft={}", path.display());
+    for _ in 0..2 {
+        let added = program.ctl(&["endpoint-add", "endpoint=0x38", &socket]);
+        assert_eq!(added, Ok(json!({})));
+        let mut driver = vfio_user::Client::new(&path).expect("connect");
+        let mut id = [0; 4];
+        driver.region_read(7, 0, &mut id).expect("read");
+        assert_eq!(id, 0xb500_104cu32.to_le_bytes());
+        driver.reset().expect("reset");
+        let removed = program.ctl(&["endpoint-remove", "endpoint=0x38"]);
+        assert_eq!(removed, Ok(json!({})));
+        assert!(!path.exists());
+    }
     program.stop();
 }
 

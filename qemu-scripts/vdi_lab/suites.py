@@ -12,7 +12,7 @@ from .cache import Missing
 from .cargo import ROOT
 from .tally import CargoCounter, Counter, Tally, UnittestCounter, follow, lines
 
-FUZZ_TARGET = "ring"
+FUZZ_TARGETS = ("ring", "function")
 FUZZ_SECONDS = 60
 
 # What cargo-fuzz sets, so that a plain cargo is enough: coverage counters, comparisons, the address sanitizer.
@@ -58,12 +58,13 @@ def guest_init() -> pathlib.Path:
 
 
 def unit(tally: Tally) -> None:
-    """cargo test; miri on the pure modules; the fuzz target for a minute."""
+    """cargo test; miri on the pure modules; each fuzz target for a minute."""
     before = tally.failed
     status = follow(["cargo", "test", "--no-fail-fast"], CargoCounter(tally).line, cwd=ROOT, env=cargo.environment())
     tally.finished("cargo test", status, before)
     _miri(tally)
-    _fuzz(tally)
+    for target in FUZZ_TARGETS:
+        _fuzz(tally, target)
 
 
 def _miri(tally: Tally) -> None:
@@ -80,30 +81,30 @@ def _miri(tally: Tally) -> None:
     tally.finished("cargo miri test", status, before)
 
 
-def _fuzz(tally: Tally) -> None:
+def _fuzz(tally: Tally, name: str) -> None:
     fuzz = ROOT / "fuzz"
     if not (fuzz / "Cargo.toml").exists():
         tally.missing("unit: fuzz", "fuzz/Cargo.toml does not exist")
         return
     # The flags are unstable ones; RUSTC_BOOTSTRAP lets every toolchain take them.
     environment = {**cargo.environment(), "RUSTC_BOOTSTRAP": "1", "RUSTFLAGS": FUZZ_FLAGS}
-    build = ["build", "--release", "--manifest-path", str(fuzz / "Cargo.toml"), "--bin", FUZZ_TARGET]
+    build = ["build", "--release", "--manifest-path", str(fuzz / "Cargo.toml"), "--bin", name]
     target = ["--target", FUZZ_HOST, "--target-dir", str(fuzz / "target")]
     if subprocess.run(["cargo", *build, *target], cwd=ROOT, env=environment, check=False).returncode != 0:
-        tally.test(f"fuzz::{FUZZ_TARGET}", False, "does not build")
+        tally.test(f"fuzz::{name}", False, "does not build")
         return
-    program = fuzz / "target" / FUZZ_HOST / "release" / FUZZ_TARGET
-    corpus, artifacts = fuzz / "corpus" / FUZZ_TARGET, fuzz / "artifacts" / FUZZ_TARGET
+    program = fuzz / "target" / FUZZ_HOST / "release" / name
+    corpus, artifacts = fuzz / "corpus" / name, fuzz / "artifacts" / name
     for directory in (corpus, artifacts):
         directory.mkdir(parents=True, exist_ok=True)
     command = [
         str(program), f"-max_total_time={FUZZ_SECONDS}", "-timeout=10", "-print_final_stats=1",
         f"-artifact_prefix={artifacts}/", str(corpus),
     ]  # fmt: skip
-    seeds = fuzz / "seeds" / FUZZ_TARGET
+    seeds = fuzz / "seeds" / name
     if seeds.is_dir():
         command.append(str(seeds))
-    print(f"fuzz::{FUZZ_TARGET}: {FUZZ_SECONDS} s", flush=True)
+    print(f"fuzz::{name}: {FUZZ_SECONDS} s", flush=True)
     runs, output, status = 0, [], 1
     for line in lines(command, cwd=fuzz):
         if isinstance(line, int):
@@ -115,7 +116,7 @@ def _fuzz(tally: Tally) -> None:
     good = status == 0 and runs > 0
     if not good:
         print("\n".join(output[-60:]))
-    tally.test(f"fuzz::{FUZZ_TARGET}", good, f"{runs} inputs in {FUZZ_SECONDS} s" if good else f"see {artifacts}")
+    tally.test(f"fuzz::{name}", good, f"{runs} inputs in {FUZZ_SECONDS} s" if good else f"see {artifacts}")
 
 
 def _in_lab_kernel(tally: Tally, suite: str, host: boot.Host, program: list[str], counter: Counter) -> None:

@@ -23,6 +23,8 @@ mod config;
 mod device;
 pub mod engine;
 pub mod function;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 mod guard;
 mod interrupts;
 pub mod pri;

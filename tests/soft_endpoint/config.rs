@@ -155,6 +155,50 @@ fn page_request_registers_follow_the_interface() {
     assert_eq!(driver.read_config(CONTROL), 0, "RESET reads as 0");
 }
 
+/// Rows of a table in the data sheet: offset, and the value after a reset where it is a number.
+fn data_sheet(section: &str) -> Vec<(u64, u32)> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/soft-endpoint.md");
+    let text = std::fs::read_to_string(path).expect("the data sheet");
+    let (_, rest) = text.split_once(section).expect("the section");
+    let hex = |text: &str| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+    let value = |text: &str| match text {
+        "~0" => Some(ALL),
+        _ => hex(text).or_else(|| text.parse().ok()),
+    };
+    let section = rest.lines().skip(1).take_while(|l| !l.starts_with("## "));
+    section
+        .filter_map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let [_, offset, _, _, reset, ..] = cells[..] else {
+                return None;
+            };
+            Some((hex(offset)?.into(), value(reset)?))
+        })
+        .collect()
+}
+
+#[test]
+fn the_data_sheet_tells_what_registers_hold_after_a_reset() {
+    let fixture = Fixture::new();
+    let mut driver = fixture.driver();
+    driver.0.reset().expect("reset");
+    let config = data_sheet("\n## Configuration space\n");
+    assert!(config.len() > 15, "{config:?}");
+    for (offset, value) in config {
+        let read = match value >> 16 {
+            0 => driver.read_config(offset).into(),
+            _ => driver.read32(CONFIG, offset),
+        };
+        assert_eq!(read, value, "{offset:#x}");
+    }
+    driver.write_config(COMMAND, MEMORY_AND_MASTER);
+    let registers = data_sheet("\n## BAR 0: test registers\n");
+    assert_eq!(registers.len(), 14, "{registers:?}");
+    for (offset, value) in registers {
+        assert_eq!(driver.read32(0, offset), value, "{offset:#x}");
+    }
+}
+
 /// Both ways to reset a function leave it as after power-on.
 #[test]
 fn a_reset_puts_everything_back() {

@@ -17,6 +17,7 @@
 //! * [`transport`]: vhost-user - one daemon per connection, virtqueues, event delivery, guest memory.
 //! * [`soft_endpoint`]: a PCI function in software, over vfio-user.
 //! * [`control`]: the control socket.
+//! * [`check`]: what this machine can do.
 //! * [`args`], [`viot`], [`listen`], [`seccomp`], [`sys`]: the command line, the ACPI table, and what the start of the
 //!   process needs.
 //!
@@ -32,6 +33,7 @@
 )]
 
 pub mod args;
+pub mod check;
 pub mod control;
 pub mod device;
 pub mod host;

@@ -14,7 +14,8 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use log::LevelFilter;
-use vhost_device_iommu::args::{Args, Command, Seccomp, ServeArgs};
+use vhost_device_iommu::args::{Args, ArgsError, Command, DEFAULT_IOMMUFD, Seccomp, ServeArgs};
+use vhost_device_iommu::check;
 use vhost_device_iommu::control::{Context, Control, ctl};
 use vhost_device_iommu::device::Device;
 use vhost_device_iommu::host::any::AnyHost;
@@ -29,9 +30,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Any failure: it is only printed.
 type Failure = Box<dyn Error>;
-
-/// `--iommufd` unless given.
-const DEFAULT_IOMMUFD: &str = "/dev/iommu";
 
 /// `--print-capabilities`, as the conventions for back-end programs want it.
 const CAPABILITIES: &str = r#"{
@@ -50,13 +48,18 @@ fn main() -> ExitCode {
     let result = match &args.command {
         Some(Command::Viot(args)) => viot::run(args).map_err(Failure::from),
         Some(Command::Ctl(args)) => ctl::run(args).map_err(Failure::from),
+        Some(Command::Check(args)) => {
+            args.check().unwrap_or_else(misused);
+            match check::run(args) {
+                Ok(true) => Ok(()),
+                // The report has said it.
+                Ok(false) => return ExitCode::FAILURE,
+                Err(error) => Err(error.into()),
+            }
+        }
         None if args.serve.print_capabilities => print_capabilities().map_err(Failure::from),
         None => {
-            if let Err(error) = args.serve.check() {
-                Args::command()
-                    .error(ErrorKind::ArgumentConflict, error)
-                    .exit();
-            }
+            args.serve.check().unwrap_or_else(misused);
             serve(&args.serve)
         }
     };
@@ -67,6 +70,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Ends the program as clap does.
+fn misused(error: ArgsError) {
+    Args::command()
+        .error(ErrorKind::ArgumentConflict, error)
+        .exit()
 }
 
 fn print_capabilities() -> io::Result<()> {

@@ -106,6 +106,7 @@ fn help_and_version_are_no_errors() {
         &["--version"],
         &["viot", "--help"],
         &["ctl", "--help"],
+        &["check", "--help"],
     ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
@@ -131,6 +132,8 @@ fn a_command_line_that_cannot_be_understood_ends_with_2() {
             &["--fd", "3", "--endpoint", "1,soft="],
             "needs the path of a socket",
         ),
+        (&["check", "--endpoint", "1"], "by path"),
+        (&["check", "--socket-path", "/a"], "--socket-path"),
     ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -377,6 +380,38 @@ fn viot_writes_the_table() {
     let itself = run(&["viot", "--iommu", "00:04.0", "--endpoint", "00:04.0"]);
     assert_eq!(itself.status.code(), Some(1));
     assert!(stderr(&itself).contains("the IOMMU itself"));
+}
+
+#[test]
+fn check_says_what_is_missing_and_what_to_do() {
+    let missing = ["check", "--iommufd", "/nonexistent/iommu"];
+    let device = ["--endpoint", "00:06.0,vfio=/nonexistent/vfio7", "--bind"];
+    let output = run(&[&missing[..], &device].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).expect("text");
+    for told in [
+        "this machine\n",
+        "kernel: Linux ",
+        "MISSING  iommufd: /nonexistent/iommu: No such file or directory",
+        "-> the kernel needs CONFIG_IOMMUFD",
+        "endpoint 0x30: /nonexistent/vfio7, which VFIO does not know\n",
+        "MISSING  access: No such file or directory",
+        "unknown  in use: there is no iommufd to bind it to",
+        "\nnot ready: ",
+    ] {
+        assert!(text.contains(told), "{told}: {text}");
+    }
+    let output = run(&[&missing[..], &device, &["--json"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let value: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(value["ready"], false);
+    let sections = value["sections"].as_array().expect("sections");
+    assert_eq!(sections.len(), 2);
+    let findings = sections[0]["findings"].as_array().expect("findings");
+    let iommufd = findings
+        .iter()
+        .find(|finding| finding["check"] == "iommufd");
+    assert_eq!(iommufd.expect("iommufd")["verdict"], "missing");
 }
 
 #[test]

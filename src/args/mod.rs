@@ -26,7 +26,11 @@ pub use values::number;
 const USAGE: &str = "\
 vhost-device-iommu {--socket-path <PATH> | --fd <N>} --endpoint <ID>... [OPTIONS]
        vhost-device-iommu viot --iommu <BDF> --endpoint <BDF>... [-o <FILE>]
-       vhost-device-iommu ctl <PATH> <COMMAND>...";
+       vhost-device-iommu ctl <PATH> <COMMAND>...
+       vhost-device-iommu check [--endpoint <ID,vfio=PATH>]... [--bind] [--json]";
+
+/// `--iommufd` unless given.
+pub const DEFAULT_IOMMUFD: &str = "/dev/iommu";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -86,7 +90,15 @@ pub enum Command {
     /// COMMAND is a name followed by key=value arguments, or one JSON object as it goes over the socket.
     #[command(after_help = CTL_EXAMPLES)]
     Ctl(CtlArgs),
+    /// Say what this machine can do for devices, and what to do about what is missing
+    ///
+    /// Looks at the kernel, its IOMMUs and the devices named. Nothing is changed unless --bind is given.
+    #[command(after_help = CHECK_STATUS)]
+    Check(CheckArgs),
 }
+
+const CHECK_STATUS: &str = "\
+Exit status: 0 when nothing that serving devices needs is missing; 1 when something is.";
 
 const CTL_EXAMPLES: &str = "\
 Commands:
@@ -121,6 +133,26 @@ pub struct ViotArgs {
     /// File to write; standard output otherwise
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+}
+
+/// `check`.
+#[derive(Debug, clap::Args)]
+pub struct CheckArgs {
+    /// A device to look at, as it would be served; repeat for more
+    #[arg(long = "endpoint", value_name = "ID,vfio=PATH")]
+    pub endpoints: Vec<EndpointSpec>,
+    /// The iommufd device [default: /dev/iommu]
+    #[arg(long, value_name = "PATH")]
+    pub iommufd: Option<PathBuf>,
+    /// Set the devices up as for serving, and give them back
+    ///
+    /// Each is bound to an iommufd and attached without any memory to reach. That resets it, and fails while
+    /// somebody else uses it. Only so page sizes, addresses, and whether page requests work are known for sure.
+    #[arg(long)]
+    pub bind: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `ctl`.
@@ -366,29 +398,61 @@ pub enum ArgsError {
         "endpoint {0} is a mock device: pass the iommufd that it was made in with --iommufd-fd"
     )]
     MockWithoutIommufd(EndpointId),
+    /// A check of what cannot be looked at.
+    #[error(
+        "endpoint {0}: check looks at devices that nobody uses, by path: give it vfio=/dev/vfio/devices/vfioN and no dev-id"
+    )]
+    NotCheckable(EndpointId),
     /// One path for two sockets.
     #[error("{0}: two sockets need two paths; --socket-path, --control and each soft= are one")]
     SamePath(String),
 }
 
+/// Finds endpoints and devices that are named twice.
+fn check_endpoints(endpoints: &[EndpointSpec]) -> Result<(), ArgsError> {
+    let mut ids = BTreeSet::new();
+    let mut paths = BTreeSet::new();
+    for endpoint in endpoints {
+        if !ids.insert(endpoint.id) {
+            return Err(ArgsError::DuplicateEndpoint(endpoint.id));
+        }
+        if let Backing::Vfio {
+            device: VfioDevice::Path(path),
+            ..
+        } = &endpoint.backing
+            && !paths.insert(path)
+        {
+            return Err(ArgsError::DuplicateDevice(path.display().to_string()));
+        }
+    }
+    Ok(())
+}
+
+impl CheckArgs {
+    /// Finds what cannot be looked at.
+    pub fn check(&self) -> Result<(), ArgsError> {
+        let by_path = |endpoint: &&EndpointSpec| {
+            matches!(
+                endpoint.backing,
+                Backing::Vfio {
+                    device: VfioDevice::Path(_),
+                    dev_id: None
+                }
+            )
+        };
+        if let Some(other) = self.endpoints.iter().find(|endpoint| !by_path(endpoint)) {
+            return Err(ArgsError::NotCheckable(other.id));
+        }
+        check_endpoints(&self.endpoints)
+    }
+}
+
 impl ServeArgs {
     /// Finds options that contradict each other.
     pub fn check(&self) -> Result<(), ArgsError> {
-        let mut ids = BTreeSet::new();
-        let mut paths = BTreeSet::new();
+        check_endpoints(&self.endpoints)?;
+        #[cfg(feature = "iommufd-test")]
         for endpoint in &self.endpoints {
-            if !ids.insert(endpoint.id) {
-                return Err(ArgsError::DuplicateEndpoint(endpoint.id));
-            }
-            if let Backing::Vfio {
-                device: VfioDevice::Path(path),
-                ..
-            } = &endpoint.backing
-                && !paths.insert(path)
-            {
-                return Err(ArgsError::DuplicateDevice(path.display().to_string()));
-            }
-            #[cfg(feature = "iommufd-test")]
             if matches!(endpoint.backing, Backing::Mock { .. }) && self.iommufd_fd.is_none() {
                 return Err(ArgsError::MockWithoutIommufd(endpoint.id));
             }

@@ -132,6 +132,28 @@ fn subcommands_need_no_socket() {
 }
 
 #[test]
+fn check_looks_at_devices_by_path() {
+    let check = |options: &str| match parse(&format!("check {options}")).expect("valid").command {
+        Some(Command::Check(check)) => check.check(),
+        other => panic!("{other:?}"),
+    };
+    for options in [
+        "",
+        "--json",
+        "--bind --endpoint 1,vfio=/a --endpoint 2,vfio=/b",
+    ] {
+        assert_eq!(check(options), Ok(()), "{options}");
+    }
+    for endpoint in ["1", "1,vfio-fd=3", "1,vfio=/a,dev-id=2"] {
+        let error = ArgsError::NotCheckable(EndpointId(1));
+        assert_eq!(check(&format!("--endpoint {endpoint}")), Err(error));
+    }
+    let twice = ArgsError::DuplicateDevice("/a".to_owned());
+    let same_device = "--endpoint 1,vfio=/a --endpoint 2,vfio=/a";
+    assert_eq!(check(same_device), Err(twice));
+}
+
+#[test]
 fn the_help_names_every_option_and_an_example() {
     let help = Args::command().render_long_help().to_string();
     for option in [

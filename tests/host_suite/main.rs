@@ -5,12 +5,14 @@
 //! every test of it fails and says so: a suite that passes without having run would be worth nothing.
 //!
 //! `kernel`: the kernel's test interface. `contract`: the iommufd host on its own, held to the `Host` contract.
-//! `program`: the program as a child process. `guest`: the whole path from a guest to the kernel and back.
+//! `program`: the program as a child process. `guest`: the whole path from a guest to the kernel and back. `check`: the
+//! subcommand, on a device of VFIO.
 #![expect(
     non_snake_case,
     reason = "the ids of normative points end the names of their tests"
 )]
 
+mod check;
 #[path = "../common/mod.rs"]
 mod common;
 mod contract;

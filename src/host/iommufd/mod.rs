@@ -52,7 +52,7 @@ use crate::host::{
 };
 use crate::spec::{DomainId, EndpointId, Iova};
 
-pub use startup::{SetupError, open_iommufd};
+pub use startup::{SetupError, open_iommufd, pinning_limit};
 
 use attach::Attach;
 use context::{Context, access_flags};
@@ -86,6 +86,15 @@ pub enum EndpointSource {
         /// The object that stands for it.
         stdev_id: u32,
     },
+}
+
+/// What iommufd has in this kernel and not in every one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelSupport {
+    /// Fault queues (Linux 6.11): without, there are no page requests.
+    pub fault_queue: bool,
+    /// Mappings of files (Linux 6.14): without, guest memory is mapped by address.
+    pub map_file: bool,
 }
 
 /// The iommufd host.
@@ -140,6 +149,14 @@ impl IommufdHost {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the kernel has.
+    pub fn kernel_support(&self) -> KernelSupport {
+        KernelSupport {
+            fault_queue: self.faults.is_some(),
+            map_file: self.context.has_map_file(),
+        }
     }
 
     /// Adds an endpoint; it is blocked. `dev_id` is its id in the iommufd, where it cannot be found out.

@@ -66,17 +66,16 @@ pub fn open_iommufd(path: &Path) -> Result<OwnedFd, SetupError> {
     Ok(file.into())
 }
 
+/// How many bytes this process may pin; `None` when nothing limits it, or nothing tells.
+pub fn pinning_limit() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    memlock_limit(&limits).filter(|_| !may_lock_memory(&status))
+}
+
 /// Says when pinning guest memory will soon hit a limit.
 pub(super) fn warn_of_memlock() {
-    let (Ok(limits), Ok(status)) = (
-        fs::read_to_string("/proc/self/limits"),
-        fs::read_to_string("/proc/self/status"),
-    ) else {
-        return;
-    };
-    if let Some(limit) = memlock_limit(&limits)
-        && !may_lock_memory(&status)
-    {
+    if let Some(limit) = pinning_limit() {
         log::warn!(
             "memory that endpoints can reach is pinned, and this user may pin {} MiB: raise RLIMIT_MEMLOCK (ulimit -l; \
              LimitMEMLOCK= in systemd) to the size of the guest, or grant CAP_IPC_LOCK",

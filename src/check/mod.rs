@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `vhost-device-iommu check`: what this machine can do for devices, in plain words.
+//!
+//! Nothing is changed: files are read, and the iommufd and VFIO devices opened and closed. With `--bind` the devices
+//! are set up as for serving and given back.
+//!
+//! Files: `report` (findings and how they are printed), `tree` (files of the kernel), `machine` and `endpoint` (what
+//! is looked at), `pci` (configuration space), `iommu` (kinds of IOMMU).
+#![forbid(unsafe_code)]
+
+mod endpoint;
+mod iommu;
+mod machine;
+mod pci;
+mod report;
+mod tree;
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::args::{CheckArgs, DEFAULT_IOMMUFD};
+use crate::host::iommufd::{self, IommufdHost, SetupError};
+use endpoint::Trial;
+use report::{Finding, Report};
+use tree::Tree;
+
+/// Looks at the machine and prints what was found. Whether nothing that serving needs is missing.
+///
+/// # Errors
+/// The report cannot be printed.
+pub fn run(args: &CheckArgs) -> io::Result<bool> {
+    let report = look(args, &Tree::default());
+    let mut output = io::stdout().lock();
+    if args.json {
+        serde_json::to_writer_pretty(&mut output, &report.json())?;
+        writeln!(output)?;
+    } else {
+        write!(output, "{report}")?;
+    }
+    output.flush()?;
+    Ok(report.is_ready())
+}
+
+fn look(args: &CheckArgs, tree: &Tree) -> Report {
+    let path = args.iommufd.as_deref();
+    let host = iommufd::open_iommufd(path.unwrap_or(Path::new(DEFAULT_IOMMUFD)))
+        .and_then(IommufdHost::new);
+    let mut sections = vec![machine::section(tree, &host)];
+    for endpoint in &args.endpoints {
+        let trial = match &host {
+            _ if !args.bind => Trial::NotAsked,
+            Ok(host) => Trial::With(host),
+            Err(_) => Trial::NoIommufd,
+        };
+        sections.extend(endpoint::section(tree, endpoint, trial));
+    }
+    Report { sections }
+}
+
+/// What the iommufd host refuses, with its own words.
+fn refused(check: &'static str, error: &SetupError) -> Finding {
+    match error {
+        SetupError::Open(path, error, advice) => {
+            Finding::missing(check, format!("{path}: {error}"), *advice)
+        }
+        SetupError::Bind(path, error, advice) => {
+            Finding::missing(check, format!("{path}: {error}"), *advice)
+        }
+        other => Finding::missing(check, other.to_string(), "see the kernel's log"),
+    }
+}

@@ -17,6 +17,7 @@
 //! * [`transport`]: vhost-user - one daemon per connection, virtqueues, event delivery, guest memory.
 //! * [`soft_endpoint`]: a PCI function in software, over vfio-user.
 //! * [`control`]: the control socket.
+//! * [`qmp`]: what QEMU tells besides.
 //! * [`check`]: what this machine can do.
 //! * [`args`], [`viot`], [`listen`], [`seccomp`], [`sys`]: the command line, the ACPI table, and what the start of the
 //!   process needs.
@@ -39,6 +40,7 @@ pub mod device;
 pub mod host;
 pub mod listen;
 mod poller;
+pub mod qmp;
 mod relay;
 pub mod seccomp;
 pub mod soft_endpoint;

@@ -22,9 +22,10 @@ use vhost_device_iommu::host::any::AnyHost;
 use vhost_device_iommu::host::iommufd::{self, IommufdHost};
 use vhost_device_iommu::host::soft::SoftHost;
 use vhost_device_iommu::listen::SocketFile;
+use vhost_device_iommu::qmp::{self, Names, Qmp};
 use vhost_device_iommu::seccomp;
 use vhost_device_iommu::sys::{self, Signals, SocketKind};
-use vhost_device_iommu::transport::{self, Options, Source};
+use vhost_device_iommu::transport::{self, Options, Source, SystemResets};
 use vhost_device_iommu::viot;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -108,21 +109,41 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
         None => None,
     };
     let (source, _socket_file) = front_end(args, front_end_fd)?;
+    let names = Arc::new(Names::default());
+    for endpoint in &args.endpoints {
+        if let Some(name) = &endpoint.qemu_id {
+            names.add(endpoint.id, name);
+        }
+    }
     let control = match &control_file {
         Some(file) => Some(Control::start(
             file.listener().try_clone()?,
             Context {
                 device: Arc::clone(&device),
                 host: host.clone(),
+                names: Arc::clone(&names),
             },
             &stop,
         )?),
+        None => None,
+    };
+    let resets = Arc::new(SystemResets::default());
+    let qmp = match &args.qmp {
+        Some(path) => {
+            let context = qmp::Context {
+                device: Arc::clone(&device),
+                resets: Arc::clone(&resets),
+                names,
+            };
+            Some(Qmp::start(path.clone(), context, &stop)?)
+        }
         None => None,
     };
 
     confine(args.seccomp)?;
     let options = Options {
         poll: Duration::from_micros(args.poll_us.into()),
+        resets,
     };
     let result = transport::serve(device, host.host(), source, &options, &stop);
     stop.write(1)?;
@@ -131,6 +152,9 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
     }
     if let Some(control) = control {
         control.join();
+    }
+    if let Some(qmp) = qmp {
+        qmp.join();
     }
     Ok(result?)
 }

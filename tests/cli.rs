@@ -132,6 +132,10 @@ fn a_command_line_that_cannot_be_understood_ends_with_2() {
             &["--fd", "3", "--endpoint", "1,soft="],
             "needs the path of a socket",
         ),
+        (
+            &["--fd", "3", "--endpoint", "1,qemu-id=dev0"],
+            "which is for --qmp",
+        ),
         (&["check", "--endpoint", "1"], "by path"),
         (&["check", "--socket-path", "/a"], "--socket-path"),
     ] {

@@ -62,6 +62,7 @@ impl Daemon {
         let context = Context {
             device: Arc::clone(&device),
             host: AnyHost::Soft(Arc::clone(&host), Arc::default()),
+            names: Arc::default(),
         };
         let control = Control::start(listener, context, &stop).expect("start");
         Self {

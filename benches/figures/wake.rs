@@ -56,7 +56,10 @@ pub fn figures() -> Vec<Figure> {
 fn kick_to_used(poll: Duration) -> f64 {
     let server = pin::device_side(|| {
         Server::start(ServerOptions {
-            transport: Options { poll },
+            transport: Options {
+                poll,
+                ..Options::default()
+            },
             ..ServerOptions::default()
         })
     });

@@ -16,6 +16,8 @@ pub struct EndpointSpec {
     pub id: EndpointId,
     /// What stands behind it.
     pub backing: Backing,
+    /// The device that it is in QEMU: its `id`, or its path in the tree of objects.
+    pub qemu_id: Option<String>,
 }
 
 /// What stands behind an endpoint.
@@ -60,10 +62,10 @@ pub enum EndpointSpecError {
     #[error(transparent)]
     Id(#[from] ParseEndpointError),
     /// Not `key=value`.
-    #[error("'{0}' is not key=value; the keys are soft, vfio, vfio-fd, dev-id")]
+    #[error("'{0}' is not key=value; the keys are soft, vfio, vfio-fd, dev-id, qemu-id")]
     NotKeyValue(String),
     /// No such key.
-    #[error("there is no key '{0}'; the keys are soft, vfio, vfio-fd, dev-id")]
+    #[error("there is no key '{0}'; the keys are soft, vfio, vfio-fd, dev-id, qemu-id")]
     UnknownKey(String),
     /// A key came twice.
     #[error("'{0}' is given twice")]
@@ -79,6 +81,9 @@ pub enum EndpointSpecError {
         "'soft=' needs the path of a socket; leave it out for an endpoint without a PCI function"
     )]
     EmptySocket,
+    /// Nothing behind `qemu-id=`.
+    #[error("'qemu-id=' needs the id of a device in QEMU (-device ...,id=ID), or its path")]
+    EmptyQemuId,
     /// More than one of the keys that say what stands behind the endpoint.
     #[error("an endpoint is one device: give only one of soft, vfio, vfio-fd, mock")]
     SeveralBackings,
@@ -95,6 +100,7 @@ impl EndpointSpec {
     ) -> Result<Self, EndpointSpecError> {
         let mut seen = BTreeSet::new();
         let mut dev_id = None;
+        let mut qemu_id = None;
         let mut backings = Vec::new();
         for (key, value) in pairs {
             if !seen.insert(key) {
@@ -116,6 +122,8 @@ impl EndpointSpec {
                 #[cfg(feature = "iommufd-test")]
                 "mock" => backings.push(Source::Mock(as_u32()?)),
                 "dev-id" => dev_id = Some(as_u32()?),
+                "qemu-id" if value.is_empty() => return Err(EndpointSpecError::EmptyQemuId),
+                "qemu-id" => qemu_id = Some(value.to_owned()),
                 "soft" if value.is_empty() => return Err(EndpointSpecError::EmptySocket),
                 "soft" => backings.push(Source::Soft(value.into())),
                 _ => return Err(EndpointSpecError::UnknownKey(key.to_owned())),
@@ -136,7 +144,11 @@ impl EndpointSpec {
             },
             None => Backing::Soft { socket: None },
         };
-        Ok(Self { id, backing })
+        Ok(Self {
+            id,
+            backing,
+            qemu_id,
+        })
     }
 
     /// Whether it lives in this process only.
@@ -234,6 +246,15 @@ mod tests {
     }
 
     #[test]
+    fn an_endpoint_of_any_kind_may_be_a_device_of_qemu() {
+        for text in ["1,qemu-id=dev0", "1,vfio=/a,qemu-id=dev0"] {
+            let endpoint = parse(text).expect("valid");
+            assert_eq!(endpoint.qemu_id.as_deref(), Some("dev0"), "{text}");
+        }
+        assert_eq!(parse("1").expect("valid").qemu_id, None);
+    }
+
+    #[test]
     fn what_cannot_be_meant_is_refused() {
         use EndpointSpecError as E;
         let key = |key: &str| key.to_owned();
@@ -245,6 +266,7 @@ mod tests {
             ("1,soft=/a,vfio=/b", E::SeveralBackings),
             ("1,soft=/a,dev-id=3", E::DevIdWithoutDevice),
             ("1,vfio=", E::EmptyPath),
+            ("1,qemu-id=", E::EmptyQemuId),
             ("1,vfio=/a,vfio=/b", E::Twice(key("vfio"))),
             ("1,vfio=/a,vfio-fd=3", E::SeveralBackings),
             ("1,vfio-fd=-1", E::Number(key("vfio-fd"), key("-1"))),

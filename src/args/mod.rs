@@ -106,7 +106,7 @@ Commands:
   counters [format=prometheus]
   mappings domain=N
   endpoint endpoint=ID
-  endpoint-add endpoint=ID [soft=PATH | vfio=PATH | vfio-fd=N] [dev-id=N]
+  endpoint-add endpoint=ID [soft=PATH | vfio=PATH | vfio-fd=N] [dev-id=N] [qemu-id=ID]
   endpoint-remove endpoint=ID
   dma-read endpoint=ID iova=N length=N [pasid=N]
   dma-write endpoint=ID iova=N data=HEX [pasid=N]
@@ -198,10 +198,11 @@ pub struct ServeArgs {
     /// vfio=/dev/vfio/devices/vfioN or vfio-fd=N it is a physical device; dev-id=N is then its number in the
     /// iommufd, where a front-end that shares the iommufd has bound it. Without them it is a software endpoint,
     /// driven over the control socket. With soft=PATH it is one with a PCI function, served over vfio-user on PATH.
-    /// Software endpoints and devices cannot be mixed.
+    /// Software endpoints and devices cannot be mixed. qemu-id=ID is the device's id in QEMU, or its path there: with
+    /// --qmp the endpoint is removed when QEMU has let go of it.
     #[arg(
         long = "endpoint",
-        value_name = "ID[,soft=PATH|,vfio=PATH|,vfio-fd=N][,dev-id=N]",
+        value_name = "ID[,soft=PATH|,vfio=PATH|,vfio-fd=N][,dev-id=N][,qemu-id=ID]",
         required_unless_present_any = ["iommufd_fd", "print_capabilities"],
         help_heading = "Endpoints"
     )]
@@ -319,6 +320,12 @@ pub struct ServeArgs {
     /// Listen for commands on this path: see "ctl --help"
     #[arg(long, value_name = "PATH", help_heading = "Operation")]
     pub control: Option<PathBuf>,
+    /// Listen to QEMU on this QMP socket: start QEMU with -qmp unix:PATH,server=on,wait=off
+    ///
+    /// A reset of the machine is known at once, so that firmware finds endpoints as at start; and endpoints with
+    /// qemu-id are removed when QEMU has unplugged them. The socket is for one client: give QEMU one of its own.
+    #[arg(long, value_name = "PATH", help_heading = "Operation")]
+    pub qmp: Option<PathBuf>,
     /// How much to log to standard error: off, error, warn, info, debug or trace
     #[arg(
         long,
@@ -398,6 +405,11 @@ pub enum ArgsError {
         "endpoint {0} is a mock device: pass the iommufd that it was made in with --iommufd-fd"
     )]
     MockWithoutIommufd(EndpointId),
+    /// The name of a device, and nobody who tells of it.
+    #[error(
+        "endpoint {0} has qemu-id=, which is for --qmp: pass the path of QEMU's QMP socket with it"
+    )]
+    QemuIdWithoutQmp(EndpointId),
     /// A check of what cannot be looked at.
     #[error(
         "endpoint {0}: check looks at devices that nobody uses, by path: give it vfio=/dev/vfio/devices/vfioN and no dev-id"
@@ -491,6 +503,13 @@ impl ServeArgs {
             if !sockets.insert(path) {
                 return Err(ArgsError::SamePath(path.display().to_string()));
             }
+        }
+        let named = self
+            .endpoints
+            .iter()
+            .find(|endpoint| endpoint.qemu_id.is_some());
+        if let (Some(named), None) = (named, &self.qmp) {
+            return Err(ArgsError::QemuIdWithoutQmp(named.id));
         }
         Ok(())
     }

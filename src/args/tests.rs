@@ -106,6 +106,10 @@ fn options_that_contradict_each_other_are_refused() {
             ArgsError::UnusedIommufd("--iommufd"),
         ),
         ("--iommufd-fd 4", ArgsError::UnusedIommufd("--iommufd-fd")),
+        (
+            "--endpoint 2,qemu-id=dev0",
+            ArgsError::QemuIdWithoutQmp(EndpointId(2)),
+        ),
     ] {
         assert_eq!(check(&format!("{base} {more}")), Err(error), "{more}");
     }
@@ -173,6 +177,7 @@ fn the_help_names_every_option_and_an_example() {
         "--page-response-timeout",
         "--poll-us",
         "--control",
+        "--qmp",
         "--log-level",
         "--seccomp",
         "--print-capabilities",

@@ -17,6 +17,7 @@ use crate::host::any::{AddEndpointError, AnyHost};
 use crate::host::iommufd;
 use crate::host::soft::{AccessError, SoftHost, Transfer};
 use crate::host::{HostError, PageRequest, Requester};
+use crate::qmp::Names;
 use crate::soft_endpoint::ServeError;
 use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode};
 
@@ -27,6 +28,8 @@ pub struct Context {
     pub device: Arc<Device>,
     /// Its host.
     pub host: AnyHost,
+    /// Which endpoint is which device of QEMU.
+    pub names: Arc<Names>,
 }
 
 /// What a command came to.
@@ -136,6 +139,9 @@ impl Context {
             self.host.host().remove_endpoint(spec.id);
             setup_error(&error)
         })?;
+        if let Some(name) = &spec.qemu_id {
+            self.names.add(spec.id, name);
+        }
         log::info!("endpoint {} was added", spec.id);
         Ok(json!({}))
     }
@@ -144,6 +150,7 @@ impl Context {
         self.device
             .remove_endpoint(endpoint)
             .map_err(|error| setup_error(&error))?;
+        self.names.remove(endpoint);
         self.host.remove_function(endpoint);
         log::info!("endpoint {endpoint} was removed");
         Ok(json!({}))

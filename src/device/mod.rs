@@ -313,12 +313,13 @@ impl Device {
     }
 
     /// The front-end is gone: a system reset. A device reset, then `bypass` is as at start (C10) and no
-    /// feature is negotiated. Devices that are the front-end's are blocked. The transport takes the memory away with [`Device::update_memory`].
+    /// feature is negotiated. Devices that are the front-end's are blocked. The transport takes the memory away with
+    /// [`Device::update_memory`].
     pub fn disconnect(&self) {
         let mut state = self.state();
-        state.bypass = self.config.boot_bypass;
+        // First, as it says where the front-end's devices belong.
         state.connected = false;
-        self.reset_state(&mut state);
+        self.system_reset_state(&mut state);
         state.features = Features::empty();
         self.book().negotiate(Features::empty());
     }
@@ -326,6 +327,17 @@ impl Device {
     /// A device reset: no attachment, no domain, no group, no held event; `bypass` stays (I12, C10).
     pub fn reset(&self) {
         self.reset_state(&mut self.state());
+    }
+
+    /// A system reset with the front-end still there: a device reset, then `bypass` is as at start (C10). Features
+    /// stay: the next driver's may be negotiated already.
+    pub fn system_reset(&self) {
+        self.system_reset_state(&mut self.state());
+    }
+
+    fn system_reset_state(&self, state: &mut State) {
+        state.bypass = self.config.boot_bypass;
+        self.reset_state(state);
     }
 
     /// The queues stopped, perhaps for a pause: attachments and groups stay, events are held.

@@ -21,7 +21,7 @@ use vmm_sys_util::epoll::EventSet;
 use crate::device::Device;
 use crate::spec::{EVENT_QUEUE, NUM_QUEUES, REQUEST_QUEUE};
 use crate::transport::fault_worker::FaultShared;
-use crate::transport::lifecycle::Lifecycle;
+use crate::transport::lifecycle::{Lifecycle, SystemResets};
 use crate::transport::memory::Regions;
 use crate::transport::polling::Polling;
 use crate::transport::requests::{DeviceBatch, Held, Served, Service};
@@ -42,6 +42,7 @@ pub(super) struct Backend {
     /// The vrings, once their workers have seen them.
     vrings: [OnceLock<Vring>; NUM_QUEUES],
     closing: AtomicBool,
+    resets: Arc<SystemResets>,
 }
 
 struct RequestWorker {
@@ -58,6 +59,7 @@ impl Backend {
         memory: Memory,
         faults: Arc<FaultShared>,
         poll: Duration,
+        resets: Arc<SystemResets>,
     ) -> Self {
         Self {
             device,
@@ -67,11 +69,12 @@ impl Backend {
             worker: Mutex::new(RequestWorker {
                 held: Vec::new(),
                 polling: Polling::new(poll),
-                lifecycle: Lifecycle::default(),
+                lifecycle: Lifecycle::new(Arc::clone(&resets)),
                 broken_at: None,
             }),
             vrings: [OnceLock::new(), OnceLock::new()],
             closing: AtomicBool::new(false),
+            resets,
         }
     }
 
@@ -216,6 +219,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn acked_features(&self, features: u64) {
+        self.resets.driver_comes();
         self.device.negotiate(features);
     }
 

@@ -1,17 +1,79 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Reset or pause? A front-end stops and starts the queues for both and says nothing else, so it is read off the
-//! request queue: a driver that goes on does so where the queue stopped, and a new one begins at 0.
+//! request queue: a driver that goes on does so where the queue stopped, and a new one begins at 0. Somebody who knows
+//! of a reset at once may say so: [`SystemResets`].
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::device::Device;
 
+/// Resets of the whole machine, as somebody else than the front-end's messages tells them.
+///
+/// Whoever tells them has a connection of its own, so what it says can be late. Between the stop of the queues and the
+/// features of the next driver it is not.
+#[derive(Debug, Default)]
+pub struct SystemResets(Mutex<Since>);
+
+/// What happened last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Since {
+    /// No driver, or its queues stopped.
+    #[default]
+    Stopped,
+    /// The device was reset after that.
+    Reset,
+    /// A driver is on its way, or there.
+    Driver,
+    /// One is on its way, and the device was reset for it.
+    DriverAfterReset,
+}
+
+impl SystemResets {
+    // Held while the device is reset, so that a driver's start waits for that.
+    fn since(&self) -> MutexGuard<'_, Since> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine was reset: resets the device, unless a driver is on its way again. Whether it did.
+    pub fn machine_was_reset(&self, device: &Device) -> bool {
+        let mut since = self.since();
+        if matches!(*since, Since::Driver | Since::DriverAfterReset) {
+            return false;
+        }
+        device.system_reset();
+        *since = Since::Reset;
+        true
+    }
+
+    /// The front-end has passed on the features of a driver. That takes no lock of the workers.
+    pub(super) fn driver_comes(&self) {
+        let mut since = self.since();
+        *since = match *since {
+            Since::Stopped => Since::Driver,
+            Since::Reset => Since::DriverAfterReset,
+            there => there,
+        };
+    }
+
+    /// The driver is there. Whether the device was reset for it.
+    fn driver_is_there(&self) -> bool {
+        let before = std::mem::replace(&mut *self.since(), Since::Driver);
+        matches!(before, Since::Reset | Since::DriverAfterReset)
+    }
+
+    /// The queues stopped, or the front-end went.
+    pub(super) fn driver_is_gone(&self) {
+        *self.since() = Since::Stopped;
+    }
+}
+
 /// What is known of the request queue's starts and stops on a connection.
-#[derive(Default)]
 pub(super) struct Lifecycle {
+    resets: Arc<SystemResets>,
     /// Starts of the ring that were looked at.
     starts: u32,
     stopped: Option<Position>,
@@ -34,6 +96,14 @@ impl Position {
 }
 
 impl Lifecycle {
+    pub fn new(resets: Arc<SystemResets>) -> Self {
+        Self {
+            resets,
+            starts: 0,
+            stopped: None,
+        }
+    }
+
     /// Called whenever the queue runs. At the first call for a start, tells the device whether it is a new one, and
     /// returns true.
     pub fn started(
@@ -47,6 +117,9 @@ impl Lifecycle {
             return false;
         }
         self.starts = starts;
+        if self.resets.driver_is_there() {
+            self.reset();
+        }
         // The first start of a connection finds the device as new.
         if let Some(stopped) = self.stopped.take() {
             if continues(stopped, queue, memory) {
@@ -70,6 +143,7 @@ impl Lifecycle {
         if starts != 0 {
             self.stopped = Some(Position::of(queue));
             device.suspend();
+            self.resets.driver_is_gone();
         }
     }
 

@@ -43,6 +43,8 @@ use crate::poller::Poller;
 use crate::transport::backend::{Backend, EXIT};
 use crate::transport::fault_worker::FaultWorker;
 
+pub use lifecycle::SystemResets;
+
 /// The most entries that a virtqueue can have.
 pub const MAX_QUEUE_SIZE: usize = 1024;
 
@@ -66,12 +68,15 @@ pub enum Source {
 pub struct Options {
     /// The longest time that the request queue is watched before its worker sleeps; zero: not at all.
     pub poll: Duration,
+    /// Resets that others than the front-end tell.
+    pub resets: Arc<SystemResets>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             poll: Duration::from_micros(200),
+            resets: Arc::default(),
         }
     }
 }
@@ -110,6 +115,7 @@ pub fn serve(
         memory,
         faults,
         poll: effective_poll(options.poll),
+        resets: Arc::clone(&options.resets),
     };
     match source {
         Source::Listen(listener) => server.listen(&listener, stop),
@@ -142,6 +148,7 @@ struct Server {
     memory: Memory,
     faults: FaultWorker,
     poll: Duration,
+    resets: Arc<SystemResets>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -191,6 +198,7 @@ impl Server {
             self.memory.clone(),
             Arc::clone(faults),
             self.poll,
+            Arc::clone(&self.resets),
         ));
         // The library's own way to end its workers leaks a descriptor each; an event of ours that fails does not.
         let exit = new_event()?;
@@ -230,6 +238,7 @@ impl Server {
         // What was raised so far is not for the next driver.
         self.device.service_events(None, Instant::now());
         self.device.disconnect();
+        self.resets.driver_is_gone();
         backend.forget_memory();
         faults.wake();
         Ok(Ok(()))

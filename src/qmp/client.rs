@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A connection to QEMU's monitor.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::message::{self, Event, Message};
+
+/// How long QEMU may take to greet, and to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest line. Events have some hundred bytes.
+const MAX_LINE: usize = 1 << 20;
+
+const STOP: u64 = 0;
+const SOCKET: u64 = 1;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    /// The process ends.
+    #[error("stopped")]
+    Stopped,
+    #[error("cannot connect ({0}); start QEMU with -qmp unix:PATH,server=on,wait=off")]
+    Connect(#[source] io::Error),
+    #[error("the connection has ended")]
+    Closed,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("no answer within {} s; the monitor serves one client at a time, so give this one to nobody else", PATIENCE.as_secs())]
+    Silent,
+    #[error("what is at the other end does not speak QMP")]
+    NotQmp,
+    #[error("QEMU refuses qmp_capabilities: {0}")]
+    Refused(String),
+}
+
+/// Waits for the end of the process, and for a socket.
+pub(super) struct Waiter {
+    epoll: Epoll,
+    /// Kept open for as long as it is watched.
+    _stop: EventFd,
+}
+
+impl Waiter {
+    pub fn new(stop: &EventFd) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let stop = stop.try_clone()?;
+        let event = EpollEvent::new(EventSet::IN, STOP);
+        epoll.ctl(ControlOperation::Add, stop.as_raw_fd(), event)?;
+        Ok(Self { epoll, _stop: stop })
+    }
+
+    /// Watches a socket, until it is closed.
+    fn watch(&self, stream: &UnixStream) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN, SOCKET);
+        self.epoll
+            .ctl(ControlOperation::Add, stream.as_raw_fd(), event)
+    }
+
+    /// Lets time pass; an error when the process ends.
+    pub fn pause(&self, time: Duration) -> Result<(), ClientError> {
+        match self.wait(Some(Instant::now() + time)) {
+            Err(ClientError::Silent) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Waits until the socket is readable.
+    fn wait(&self, deadline: Option<Instant>) -> Result<(), ClientError> {
+        let mut events = [EpollEvent::default(); 2];
+        loop {
+            let timeout = deadline.map_or(-1, |deadline| {
+                let left = deadline.saturating_duration_since(Instant::now());
+                i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+            });
+            let count = match self.epoll.wait(timeout, &mut events) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            };
+            return match events[..count].iter().any(|event| event.data() == STOP) {
+                true => Err(ClientError::Stopped),
+                false if count == 0 => Err(ClientError::Silent),
+                false => Ok(()),
+            };
+        }
+    }
+}
+
+/// A connection on which QEMU sends events.
+pub(super) struct Client {
+    stream: UnixStream,
+    version: String,
+    /// Received, and not yet a line.
+    received: Vec<u8>,
+    /// So much of it holds no end of a line.
+    searched: usize,
+}
+
+impl Client {
+    /// Connects and goes through the handshake.
+    pub fn connect(path: &Path, waiter: &Waiter) -> Result<Self, ClientError> {
+        let stream = UnixStream::connect(path).map_err(ClientError::Connect)?;
+        stream.set_nonblocking(true)?;
+        waiter.watch(&stream)?;
+        let mut client = Self {
+            stream,
+            version: String::new(),
+            received: Vec::new(),
+            searched: 0,
+        };
+        let deadline = Some(Instant::now() + PATIENCE);
+        match client.message(waiter, deadline)? {
+            Message::Greeting(version) => client.version = version,
+            _ => return Err(ClientError::NotQmp),
+        }
+        // A new connection takes so little at once.
+        client
+            .stream
+            .write_all(b"{\"execute\":\"qmp_capabilities\"}\r\n")?;
+        loop {
+            match client.message(waiter, deadline)? {
+                Message::Return => return Ok(client),
+                Message::Error(desc) => return Err(ClientError::Refused(desc)),
+                _ => {}
+            }
+        }
+    }
+
+    /// QEMU's version.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Waits for a message: its event, if it is one that matters.
+    pub fn event(&mut self, waiter: &Waiter) -> Result<Option<Event>, ClientError> {
+        match self.message(waiter, None)? {
+            Message::Event(event) => Ok(Some(event)),
+            _ => Ok(None),
+        }
+    }
+
+    fn message(
+        &mut self,
+        waiter: &Waiter,
+        deadline: Option<Instant>,
+    ) -> Result<Message, ClientError> {
+        loop {
+            if let Some(line) = self.line() {
+                return message::parse(&line).ok_or(ClientError::NotQmp);
+            }
+            if self.received.len() >= MAX_LINE {
+                return Err(ClientError::NotQmp);
+            }
+            waiter.wait(deadline)?;
+            let mut buffer = [0; 4096];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(ClientError::Closed),
+                Ok(count) => self.received.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The first whole line of what was received.
+    fn line(&mut self) -> Option<Vec<u8>> {
+        let end = self.received[self.searched..]
+            .iter()
+            .position(|&byte| byte == b'\n');
+        match end {
+            Some(end) => {
+                let end = self.searched + end;
+                self.searched = 0;
+                Some(self.received.drain(..=end).collect())
+            }
+            None => {
+                self.searched = self.received.len();
+                None
+            }
+        }
+    }
+}

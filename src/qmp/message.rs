@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Lines of QMP (QEMU's docs/interop/qmp-spec): what of them matters here.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+
+/// An event that matters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    Reset,
+    Stop,
+    Resume,
+    DeviceDeleted(Deleted),
+}
+
+/// A device that QEMU has let go of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Deleted {
+    /// Its `id`, if the user gave it one.
+    pub id: Option<String>,
+    /// Where it was in QEMU's tree of objects.
+    pub path: String,
+    /// When, by the clock of the machine that both processes are on.
+    pub when: SystemTime,
+}
+
+/// A line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Message {
+    /// QEMU's version.
+    Greeting(String),
+    Return,
+    Error(String),
+    Event(Event),
+    /// Nothing that matters.
+    Other,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    #[serde(rename = "QMP")]
+    greeting: Option<Greeting>,
+    #[serde(rename = "return")]
+    returned: Option<serde::de::IgnoredAny>,
+    error: Option<Error>,
+    event: Option<String>,
+    #[serde(default)]
+    data: Data,
+    timestamp: Option<Timestamp>,
+}
+
+#[derive(Deserialize)]
+struct Greeting {
+    version: Version,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    qemu: Triple,
+}
+
+#[derive(Deserialize)]
+struct Triple {
+    major: u32,
+    minor: u32,
+    micro: u32,
+}
+
+#[derive(Deserialize)]
+struct Error {
+    desc: String,
+}
+
+#[derive(Default, Deserialize)]
+struct Data {
+    device: Option<String>,
+    path: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Timestamp {
+    seconds: u64,
+    microseconds: u64,
+}
+
+impl Timestamp {
+    fn time(&self) -> Option<SystemTime> {
+        let since = Duration::from_secs(self.seconds)
+            .checked_add(Duration::from_micros(self.microseconds))?;
+        UNIX_EPOCH.checked_add(since)
+    }
+}
+
+/// Reads a line. `None`: it is no JSON of QMP.
+pub(super) fn parse(line: &[u8]) -> Option<Message> {
+    let line: Line = serde_json::from_slice(line).ok()?;
+    Some(match line {
+        Line {
+            greeting: Some(Greeting { version }),
+            ..
+        } => {
+            let Triple {
+                major,
+                minor,
+                micro,
+            } = version.qemu;
+            Message::Greeting(format!("{major}.{minor}.{micro}"))
+        }
+        Line {
+            returned: Some(_), ..
+        } => Message::Return,
+        Line {
+            error: Some(error), ..
+        } => Message::Error(error.desc),
+        Line {
+            event: Some(name),
+            data,
+            timestamp,
+            ..
+        } => event(&name, data, timestamp).map_or(Message::Other, Message::Event),
+        _ => Message::Other,
+    })
+}
+
+fn event(name: &str, data: Data, timestamp: Option<Timestamp>) -> Option<Event> {
+    Some(match name {
+        "RESET" => Event::Reset,
+        "STOP" => Event::Stop,
+        "RESUME" => Event::Resume,
+        "DEVICE_DELETED" => Event::DeviceDeleted(Deleted {
+            id: data.device,
+            path: data.path?,
+            when: timestamp.and_then(|timestamp| timestamp.time())?,
+        }),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(line: &str) -> Option<Message> {
+        parse(line.as_bytes())
+    }
+
+    #[test]
+    fn lines_as_qemu_writes_them_are_read() {
+        let greeting = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 1, "major": 11}, "package": ""}, "capabilities": ["oob"]}}"#;
+        assert_eq!(
+            message(greeting),
+            Some(Message::Greeting("11.1.2".to_owned()))
+        );
+        assert_eq!(message(r#"{"return": {}}"#), Some(Message::Return));
+        let error = r#"{"error": {"class": "CommandNotFound", "desc": "no such command"}}"#;
+        assert_eq!(
+            message(error),
+            Some(Message::Error("no such command".to_owned()))
+        );
+        for (name, data, event) in [
+            (
+                "RESET",
+                r#"{"guest": false, "reason": "host-qmp-system-reset"}"#,
+                Event::Reset,
+            ),
+            ("STOP", "{}", Event::Stop),
+            ("RESUME", "{}", Event::Resume),
+        ] {
+            let line = format!(
+                r#"{{"timestamp": {{"seconds": 1, "microseconds": 2}}, "event": "{name}", "data": {data}}}"#
+            );
+            assert_eq!(message(&line), Some(Message::Event(event)));
+        }
+        let other = r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "POWERDOWN"}"#;
+        assert_eq!(message(other), Some(Message::Other));
+    }
+
+    #[test]
+    fn a_deleted_device_has_a_path_and_perhaps_an_id() {
+        let time = r#""timestamp": {"seconds": 5, "microseconds": 6}, "event": "DEVICE_DELETED""#;
+        let deleted = |id: Option<&str>, path: &str| {
+            let when = UNIX_EPOCH + Duration::from_micros(5_000_006);
+            let (id, path) = (id.map(str::to_owned), path.to_owned());
+            Some(Message::Event(Event::DeviceDeleted(Deleted {
+                id,
+                path,
+                when,
+            })))
+        };
+        let with =
+            format!(r#"{{{time}, "data": {{"device": "d0", "path": "/machine/peripheral/d0"}}}}"#);
+        assert_eq!(
+            message(&with),
+            deleted(Some("d0"), "/machine/peripheral/d0")
+        );
+        let without =
+            format!(r#"{{{time}, "data": {{"path": "/machine/peripheral-anon/device[3]"}}}}"#);
+        assert_eq!(
+            message(&without),
+            deleted(None, "/machine/peripheral-anon/device[3]")
+        );
+        assert_eq!(message(&format!("{{{time}}}")), Some(Message::Other));
+    }
+
+    #[test]
+    fn what_is_no_line_of_qmp_is_refused() {
+        for line in [
+            "",
+            "HTTP/1.1 400",
+            "[]",
+            r#"{"QMP": {}}"#,
+            r#"{"event": 3}"#,
+        ] {
+            assert_eq!(message(line), None, "{line}");
+        }
+        let far = r#"{"timestamp": {"seconds": 18446744073709551615, "microseconds": 999999}, "event": "DEVICE_DELETED", "data": {"path": "/a"}}"#;
+        assert_eq!(message(far), Some(Message::Other));
+    }
+}

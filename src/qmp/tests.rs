@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The thread, with a QEMU made of a socket.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use super::*;
+use crate::device::DeviceConfig;
+use crate::host::Host;
+use crate::host::soft::{self, SoftHost};
+use crate::spec::EndpointId;
+
+const ENDPOINT: EndpointId = EndpointId(0x28);
+const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "major": 11}, "package": ""}, "capabilities": []}}"#;
+
+/// A device with an endpoint that is `dev0` in QEMU, the thread, and the socket it connects to.
+struct Bench {
+    context: Context,
+    listener: UnixListener,
+    stop: EventFd,
+    thread: Option<Qmp>,
+    _directory: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("qmp");
+        let listener = UnixListener::bind(&path).unwrap();
+        let host = Arc::new(SoftHost::new().unwrap());
+        host.add_endpoint(ENDPOINT, soft::default_properties())
+            .unwrap();
+        let host: Arc<dyn Host> = host;
+        let device = Device::new(DeviceConfig::default(), host, &[ENDPOINT]).unwrap();
+        let context = Context {
+            device: Arc::new(device),
+            resets: Arc::default(),
+            names: Arc::default(),
+        };
+        context.names.add(ENDPOINT, "dev0");
+        let stop = EventFd::new(0).unwrap();
+        let thread = Some(Qmp::start(path, context.clone(), &stop).unwrap());
+        Self {
+            context,
+            listener,
+            stop,
+            thread,
+            _directory: directory,
+        }
+    }
+
+    /// Waits for its connection.
+    fn accept(&self) -> Monitor {
+        Monitor(BufReader::new(self.listener.accept().unwrap().0))
+    }
+
+    /// Waits for its connection, and greets it as QEMU does.
+    fn greeted(&self) -> Monitor {
+        let mut monitor = self.accept();
+        monitor.say(GREETING);
+        monitor.expect_capabilities();
+        monitor.say(r#"{"return": {}}"#);
+        monitor
+    }
+
+    fn has_endpoint(&self) -> bool {
+        !self.context.device.status().endpoints.is_empty()
+    }
+
+    fn wait_for(&self, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !condition() {
+            assert!(Instant::now() < deadline, "it does not happen");
+            thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.stop.write(1).unwrap();
+        if let Some(thread) = self.thread.take() {
+            thread.join();
+        }
+    }
+}
+
+/// QEMU's side of a connection.
+struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    fn say(&mut self, line: &str) {
+        write!(self.0.get_mut(), "{line}\r\n").unwrap();
+    }
+
+    fn event(&mut self, name: &str, data: &str) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let (seconds, microseconds) = (now.as_secs(), now.subsec_micros() + 1);
+        self.say(&format!(
+            r#"{{"timestamp": {{"seconds": {seconds}, "microseconds": {microseconds}}}, "event": "{name}", "data": {data}}}"#
+        ));
+    }
+
+    fn deleted(&mut self, id: &str) {
+        let data = format!(r#"{{"device": "{id}", "path": "/machine/peripheral/{id}"}}"#);
+        self.event("DEVICE_DELETED", &data);
+    }
+
+    fn reset(&mut self) {
+        let data = r#"{"guest": false, "reason": "host-qmp-system-reset"}"#;
+        self.event("RESET", data);
+    }
+
+    fn expect_capabilities(&mut self) {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        let command: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(command["execute"], "qmp_capabilities");
+    }
+
+    /// Waits until the thread has closed the connection.
+    fn expect_end(&mut self) {
+        let mut line = String::new();
+        // A reset of the connection, where something was left unread.
+        let count = self.0.read_line(&mut line).unwrap_or(0);
+        assert_eq!(count, 0, "{line}");
+    }
+}
+
+#[test]
+fn an_unplugged_device_takes_its_endpoint_along() {
+    let bench = Bench::new();
+    let mut monitor = bench.greeted();
+    monitor.deleted("another");
+    monitor.event("STOP", "{}");
+    assert!(bench.has_endpoint());
+    monitor.deleted("dev0");
+    bench.wait_for(|| !bench.has_endpoint());
+    // The same again finds nothing, and the thread goes on.
+    monitor.deleted("dev0");
+    monitor.reset();
+    bench.wait_for(|| bench.context.device.counters().resets.get() == 1);
+}
+
+#[test]
+fn a_reset_of_the_machine_resets_the_device_while_no_driver_is_there() {
+    let bench = Bench::new();
+    let mut monitor = bench.greeted();
+    let device = &bench.context.device;
+    device.write_config(36, &[0]);
+    monitor.reset();
+    bench.wait_for(|| device.counters().resets.get() == 1);
+    // As at start: a device reset alone would have kept it.
+    assert_eq!(device.config_space()[36], 1);
+}
+
+#[test]
+fn another_connection_is_made_when_one_is_lost() {
+    let bench = Bench::new();
+    drop(bench.greeted());
+    drop(bench.accept());
+    let mut monitor = bench.greeted();
+    monitor.deleted("dev0");
+    bench.wait_for(|| !bench.has_endpoint());
+}
+
+#[test]
+fn what_does_not_speak_qmp_is_left() {
+    let bench = Bench::new();
+    for line in [
+        "220 mail.example ESMTP",
+        r#"{"return": {}}"#,
+        r#"{"QMP": {"version": 11}}"#,
+    ] {
+        let mut other = bench.accept();
+        other.say(line);
+        other.expect_end();
+    }
+    let mut refusing = bench.accept();
+    refusing.say(GREETING);
+    refusing.expect_capabilities();
+    refusing.say(r#"{"error": {"class": "GenericError", "desc": "no"}}"#);
+    refusing.expect_end();
+    let mut endless = bench.accept();
+    // The thread leaves before all is written.
+    let _ = endless.0.get_mut().write_all(&vec![b'x'; 2 << 20]);
+    endless.expect_end();
+    bench.greeted();
+    assert!(bench.has_endpoint());
+}
+
+#[test]
+fn the_end_of_the_process_does_not_wait_for_qemu() {
+    // Connected, and nobody greets.
+    let bench = Bench::new();
+    let _silent = bench.accept();
+    drop(bench);
+}

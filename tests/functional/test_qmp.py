@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What QEMU says over QMP reaches the back-end: resets of the machine, and devices that are unplugged."""
+
+from harness.backend import Backend
+from harness.guest import pattern
+from harness.machine import ENDPOINTS, Machine
+from harness.testcase import FunctionalTest
+
+FIRST = ENDPOINTS[0]
+IOVA = 0x100_0000
+LENGTH = 0x4000
+# Behind a port that devices come and go at.
+PORT = "pcie-root-port,id=port0,addr=07.0,chassis=1"
+PLUGGED = "01:00.0"
+DEVICE = "plug0"
+
+
+class QmpTest(FunctionalTest):
+    def start_with_qmp(self, *options: str) -> tuple[Machine, Backend]:
+        """A back-end that listens to its QEMU, and the driver loaded."""
+        monitor = self.directory / "qmp.sock"
+        endpoints = (*ENDPOINTS, f"{PLUGGED},qemu-id={DEVICE}")
+        backend = self.start_backend("--qmp", str(monitor), *options, endpoints=endpoints)
+        extra = (
+            "-qmp", f"unix:{monitor},server=on,wait=off",
+            "-device", PORT, "-device", f"edu,bus=port0,id={DEVICE}",
+        )  # fmt: skip
+        machine = self.start_machine(backend, extra=extra)
+        self.wait_until("connected to QMP", lambda: "QMP: connected to QEMU" in backend.log.read_text())
+        machine.guest.load("virtio_iommu")
+        return machine, backend
+
+    def map_buffer(self, machine: Machine) -> None:
+        self.attach_vfio(machine.guest, "dev", FIRST, "space")
+        machine.guest.map("space", IOVA, LENGTH, "rw", 1)
+
+    def assert_as_at_start(self, backend: Backend) -> None:
+        self.wait_until("bypass", lambda: backend.control.endpoint(FIRST)["state"] == "bypass")
+        self.assertEqual(backend.control.status()["domains"], [])
+
+    def test_endpoints_are_in_bypass_between_a_reset_and_the_next_driver(self):
+        machine, backend = self.start_with_qmp()
+        self.map_buffer(machine)
+        machine.qmp("system_reset")
+        self.assert_as_at_start(backend)
+        machine.guest.wait_ready()
+        # The driver is not there yet: a boot loader's device reaches all memory.
+        self.assertEqual(backend.control.endpoint(FIRST)["state"], "bypass")
+        resets = backend.control.counters()["resets"]
+        machine.guest.load("virtio_iommu")
+        self.assertEqual(backend.control.counters()["resets"], resets, "the reset was taken for a second one")
+        self.map_buffer(machine)
+        self.assertEqual(backend.control.dma_read(FIRST, IOVA, LENGTH), pattern(1, LENGTH))
+        self.assert_clean(backend.control)
+
+    def test_a_pause_is_none(self):
+        machine, backend = self.start_with_qmp()
+        self.map_buffer(machine)
+        resets = backend.control.counters()["resets"]
+        for _ in range(3):
+            machine.qmp("stop")
+            machine.qmp("cont")
+            machine.guest.map("space", IOVA + LENGTH, LENGTH, "rw", 2)
+            self.assertEqual(backend.control.dma_read(FIRST, IOVA, LENGTH), pattern(1, LENGTH))
+            machine.guest.unmap("space", IOVA + LENGTH, LENGTH)
+        self.assertEqual(backend.control.counters()["resets"], resets)
+        self.assert_clean(backend.control)
+
+    def test_a_reset_during_a_pause_is_one(self):
+        machine, backend = self.start_with_qmp()
+        self.map_buffer(machine)
+        machine.qmp("stop")
+        machine.qmp("system_reset")
+        self.assert_as_at_start(backend)
+        machine.qmp("cont")
+        machine.guest.wait_ready()
+        machine.guest.load("virtio_iommu")
+        self.map_buffer(machine)
+        self.assertEqual(backend.control.dma_read(FIRST, IOVA, LENGTH), pattern(1, LENGTH))
+        self.assert_clean(backend.control)
+
+    def test_an_unplugged_device_takes_its_endpoint_along_and_can_come_back(self):
+        machine, backend = self.start_with_qmp()
+        control = backend.control
+
+        def known() -> int:
+            return len(control.status()["endpoints"])
+
+        self.assertEqual(known(), 3)
+        machine.qmp("device_del", id=DEVICE)
+        # The guest takes its time: it lets a button's press be taken back for five seconds.
+        self.wait_until("the endpoint is gone", lambda: known() == 2, timeout=60)
+        control.execute("endpoint-add", endpoint=PLUGGED, **{"qemu-id": DEVICE})
+        machine.qmp("device_add", driver="edu", bus="port0", id=DEVICE)
+        plugged = f"0000:{PLUGGED}"
+        self.wait_until("plugged", lambda: plugged in machine.guest.lines("ls /sys/bus/pci/devices"), timeout=60)
+        self.assertEqual(known(), 3)
+        machine.qmp("device_del", id=DEVICE)
+        self.wait_until("the endpoint is gone again", lambda: known() == 2, timeout=60)
+        self.assert_clean(control)
+
+    def test_the_end_of_qemu_is_survived(self):
+        machine, backend = self.start_with_qmp()
+        machine.kill()
+        self.wait_until("disconnected", lambda: not backend.control.status()["connected"])
+        self.wait_until("the loss is told", lambda: "resets are told from pauses" in backend.log.read_text())
+        self.assertEqual(backend.stop(), 0)

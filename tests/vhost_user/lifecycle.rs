@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Reset, pause, disconnect; the config space; memory that comes and goes.
 
+use std::sync::Arc;
+
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
@@ -98,6 +100,44 @@ fn a_driver_that_stopped_after_65536_requests_goes_on_at_0() {
     guest.stop();
     guest.start_anew();
     assert_eq!(guest.request(&a_map()), NOENT);
+}
+
+#[test]
+fn a_reset_of_the_machine_is_told_while_the_queues_stand() {
+    let options = ServerOptions::default();
+    let resets = Arc::clone(&options.transport.resets);
+    let server = Server::start(options);
+    let mut guest = mapped(&server);
+    let bases = guest.stop();
+    assert!(resets.machine_was_reset(&server.device));
+    assert!(server.device.status().domains.is_empty());
+    // What would be a driver that goes on is a new one.
+    guest.start(bases);
+    assert_eq!(guest.request(&a_map()), NOENT);
+    assert_eq!(server.device.counters().resets.get(), 1);
+    // That holds for one start.
+    assert_eq!(guest.request(&attach(1, 8, 0)), OK);
+    let bases = guest.stop();
+    guest.start(bases);
+    assert_eq!(guest.request(&a_map()), OK);
+}
+
+#[test]
+fn a_reset_that_is_told_late_leaves_the_next_driver_alone() {
+    let options = ServerOptions::default();
+    let resets = Arc::clone(&options.transport.resets);
+    let server = Server::start(options);
+    let mut guest = mapped(&server);
+    guest.stop();
+    guest.start_anew();
+    assert_eq!(guest.request(&attach(1, 8, 0)), OK);
+    assert!(!resets.machine_was_reset(&server.device));
+    assert_eq!(guest.request(&a_map()), OK);
+    assert_eq!(server.device.counters().resets.get(), 1);
+    drop(guest);
+    wait_until("the front-end to be gone", || {
+        resets.machine_was_reset(&server.device)
+    });
 }
 
 #[test]

@@ -20,9 +20,10 @@ from .modules import Modules
 IOMMU = "00:04.0"
 ENDPOINTS = ("00:05.0", "00:06.0")
 
-# nokaslr: the kernel's text is where the tests look for it. nowatchdog: a busy machine stops an emulated processor for
-# long enough to look like a lockup; a real one is found by the time limits of the tests.
-COMMAND_LINE = "console=ttyS0 loglevel=6 panic=-1 nokaslr nowatchdog iommufd.allow_unsafe_interrupts=1"
+# nokaslr: the kernel's text is where the tests look for it. nowatchdog, no_timer_check: a busy machine stops an emulated
+# processor for long enough to look like a lockup, or its timer like a broken one; a real one is found by the time limits
+# of the tests.
+COMMAND_LINE = "console=ttyS0 loglevel=6 panic=-1 nokaslr nowatchdog no_timer_check iommufd.allow_unsafe_interrupts=1"
 
 # What may be a module; kernels have some of it built in, or not at all.
 MODULES = ["virtio_iommu", "vfio_pci", "vfio_iommu_type1", "lkdtm", "pci_endpoint_test"]

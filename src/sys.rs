@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the start of the process needs from the kernel and std does not have: inherited descriptors, what kind
-//! of socket one is, signals, the file mode of a socket.
+//! of socket one is, signals, the file mode of a socket; and the seals of a file.
 #![expect(
     unsafe_code,
-    reason = "inherited descriptors and four libc calls, each with its argument"
+    reason = "inherited descriptors and five libc calls, each with its argument"
 )]
 
 use std::fs::File;
@@ -83,6 +83,14 @@ fn socket_option(fd: &impl AsFd, name: c_int) -> io::Result<c_int> {
     }
 }
 
+/// Whether somebody can make a file shorter while it is mapped here, so that an access beyond its end would raise
+/// SIGBUS. Only a file that is sealed against it (`F_SEAL_SHRINK`) cannot become shorter.
+pub fn can_shrink(file: impl AsFd) -> bool {
+    // SAFETY: F_GET_SEALS touches no memory; of a file that has no seals it is an error.
+    let seals = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GET_SEALS) };
+    seals < 0 || seals & libc::F_SEAL_SHRINK == 0
+}
+
 /// Runs `f` while files that the process makes are for their owner only. For the start of the process: the
 /// mask belongs to all threads.
 pub fn for_owner_only<T>(f: impl FnOnce() -> T) -> T {
@@ -139,6 +147,26 @@ mod tests {
         let (datagram, _other) = UnixDatagram::pair().expect("pair");
         assert_eq!(socket_kind(&datagram), SocketKind::Other);
         assert_eq!(socket_kind(io::stderr()), SocketKind::Other);
+    }
+
+    #[test]
+    fn a_file_that_is_not_sealed_can_shrink() {
+        assert!(can_shrink(File::open("/dev/null").expect("open")));
+        // SAFETY: the name ends with a zero; the descriptor is new and nobody else's.
+        let memory = unsafe {
+            let fd = libc::memfd_create(
+                c"test".as_ptr(),
+                libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+            );
+            assert!(fd >= 0);
+            OwnedFd::from_raw_fd(fd)
+        };
+        assert!(can_shrink(&memory));
+        // SAFETY: F_ADD_SEALS takes an integer and touches no memory.
+        let sealed =
+            unsafe { libc::fcntl(memory.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
+        assert_eq!(sealed, 0);
+        assert!(!can_shrink(&memory));
     }
 
     #[test]

@@ -19,7 +19,9 @@ use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
 use crate::device::Device;
+use crate::host::MemoryRegion;
 use crate::spec::{EVENT_QUEUE, NUM_QUEUES, REQUEST_QUEUE};
+use crate::sys;
 use crate::transport::fault_worker::FaultShared;
 use crate::transport::lifecycle::{Lifecycle, SystemResets};
 use crate::transport::memory::Regions;
@@ -43,6 +45,7 @@ pub(super) struct Backend {
     vrings: [OnceLock<Vring>; NUM_QUEUES],
     closing: AtomicBool,
     resets: Arc<SystemResets>,
+    truncation_told: AtomicBool,
 }
 
 struct RequestWorker {
@@ -75,6 +78,7 @@ impl Backend {
             vrings: [OnceLock::new(), OnceLock::new()],
             closing: AtomicBool::new(false),
             resets,
+            truncation_told: AtomicBool::new(false),
         }
     }
 
@@ -104,13 +108,31 @@ impl Backend {
         if difference.removed.is_empty() && difference.added.is_empty() {
             return;
         }
+        self.warn_of_truncation(&difference.added);
         let result = self
             .device
             .update_memory(&memory, &difference.removed, &difference.added);
         if let Err(error) = result {
-            // Endpoints cannot reach the new memory, or a part of it. To refuse it would end the connection, and
-            // with it the guest.
+            // Endpoints cannot reach the new memory, or a part of it. The library (0.24) ends the connection when a
+            // message is refused, and with it the guest.
             log::error!("guest memory cannot be made accessible to endpoints: {error}");
+        }
+    }
+
+    /// Says, once a connection, what a front-end that truncates its memory would do to this process.
+    fn warn_of_truncation(&self, added: &[MemoryRegion]) {
+        let open = |region: &&MemoryRegion| {
+            let file = region.file.as_ref();
+            file.is_some_and(|(file, _)| sys::can_shrink(file))
+        };
+        if let Some(region) = added.iter().find(open)
+            && !self.truncation_told.swap(true, Ordering::Relaxed)
+        {
+            log::warn!(
+                "guest memory at {} is a file that can be truncated, which would end this process (SIGBUS): seal it \
+                 against that, as QEMU's memory-backend-memfd does",
+                region.gpa
+            );
         }
     }
 

@@ -121,7 +121,7 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
             Context {
                 device: Arc::clone(&device),
                 host: host.clone(),
-                names: Arc::clone(&names),
+                names: args.qmp.is_some().then(|| Arc::clone(&names)),
             },
             &stop,
         )?),
@@ -132,6 +132,7 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
         Some(path) => {
             let context = qmp::Context {
                 device: Arc::clone(&device),
+                host: host.clone(),
                 resets: Arc::clone(&resets),
                 names,
             };

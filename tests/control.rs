@@ -62,7 +62,7 @@ impl Daemon {
         let context = Context {
             device: Arc::clone(&device),
             host: AnyHost::Soft(Arc::clone(&host), Arc::default()),
-            names: Arc::default(),
+            names: None,
         };
         let control = Control::start(listener, context, &stop).expect("start");
         Self {
@@ -391,6 +391,9 @@ fn endpoints_come_and_go() {
     assert_eq!(client.class("endpoint-add", add.clone()), "InvalidArgument");
     let vfio = json!({"endpoint": 1, "vfio": "/dev/vfio/devices/vfio0"});
     assert_eq!(client.class("endpoint-add", vfio), "Unsupported");
+    // Nobody listens to QEMU here.
+    let named = json!({"endpoint": 1, "qemu-id": "dev0"});
+    assert_eq!(client.class("endpoint-add", named), "InvalidArgument");
     let read = json!({"endpoint": "00:06.0", "iova": 0, "length": 1});
     assert_eq!(
         client.call("dma-read", read.clone()),

@@ -28,8 +28,8 @@ pub struct Context {
     pub device: Arc<Device>,
     /// Its host.
     pub host: AnyHost,
-    /// Which endpoint is which device of QEMU.
-    pub names: Arc<Names>,
+    /// Which endpoint is which device of QEMU, where somebody listens to QEMU.
+    pub names: Option<Arc<Names>>,
 }
 
 /// What a command came to.
@@ -128,6 +128,11 @@ impl Context {
 
     fn endpoint_add(&self, add: &EndpointAdd, file: Option<File>) -> Answer {
         let spec = add.spec(file.as_ref().map(AsRawFd::as_raw_fd))?;
+        if spec.qemu_id.is_some() && self.names.is_none() {
+            return Err(CommandError::invalid(
+                "'qemu-id' is for a process that was started with --qmp",
+            ));
+        }
         if self.host.host().endpoint(spec.id).is_some() {
             return Err(setup_error(&SetupError::EndpointExists(spec.id)));
         }
@@ -139,8 +144,8 @@ impl Context {
             self.host.host().remove_endpoint(spec.id);
             setup_error(&error)
         })?;
-        if let Some(name) = &spec.qemu_id {
-            self.names.add(spec.id, name);
+        if let (Some(names), Some(name)) = (&self.names, &spec.qemu_id) {
+            names.add(spec.id, name);
         }
         log::info!("endpoint {} was added", spec.id);
         Ok(json!({}))
@@ -150,7 +155,9 @@ impl Context {
         self.device
             .remove_endpoint(endpoint)
             .map_err(|error| setup_error(&error))?;
-        self.names.remove(endpoint);
+        if let Some(names) = &self.names {
+            names.remove(endpoint);
+        }
         self.host.remove_function(endpoint);
         log::info!("endpoint {endpoint} was removed");
         Ok(json!({}))

@@ -37,6 +37,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::Device;
+use crate::host::any::AnyHost;
 use crate::transport::SystemResets;
 use client::{Client, ClientError, Waiter};
 use message::Event;
@@ -51,6 +52,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct Context {
     /// The device.
     pub device: Arc<Device>,
+    /// Its host.
+    pub host: AnyHost,
     /// Whether a driver is on its way.
     pub resets: Arc<SystemResets>,
     /// Which endpoint is which device of QEMU.
@@ -148,7 +151,10 @@ impl Listener {
                     return;
                 };
                 match context.device.remove_endpoint(endpoint) {
-                    Ok(()) => log::info!("QMP: endpoint {endpoint} was unplugged and is removed"),
+                    Ok(()) => {
+                        context.host.remove_function(endpoint);
+                        log::info!("QMP: endpoint {endpoint} was unplugged and is removed");
+                    }
                     Err(error) => log::warn!("QMP: a device was unplugged: {error}"),
                 }
             }

@@ -7,7 +7,6 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::*;
 use crate::device::DeviceConfig;
-use crate::host::Host;
 use crate::host::soft::{self, SoftHost};
 use crate::spec::EndpointId;
 
@@ -31,10 +30,11 @@ impl Bench {
         let host = Arc::new(SoftHost::new().unwrap());
         host.add_endpoint(ENDPOINT, soft::default_properties())
             .unwrap();
-        let host: Arc<dyn Host> = host;
-        let device = Device::new(DeviceConfig::default(), host, &[ENDPOINT]).unwrap();
+        let host = AnyHost::Soft(host, Arc::default());
+        let device = Device::new(DeviceConfig::default(), host.host(), &[ENDPOINT]).unwrap();
         let context = Context {
             device: Arc::new(device),
+            host,
             resets: Arc::default(),
             names: Arc::default(),
         };

@@ -16,13 +16,13 @@ pub const MAX_GROUP: u8 = 64;
 /// The most pieces of a scatter list.
 pub const MAX_PIECES: u32 = 4096;
 
-/// A descriptor. The engine reads the first [`REQUEST_LEN`] bytes and writes the rest.
+/// A descriptor. The engine reads the first `REQUEST_LEN` bytes and writes the rest.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Descriptor {
     /// An [`Operation`].
     pub operation: u8,
-    /// Page requests in a group, 1 to [`MAX_GROUP`]; 0 is 1.
+    /// Page requests in a group, 1 to `MAX_GROUP`; 0 is 1.
     pub group: u8,
     /// [`Flags`].
     pub flags: U16,

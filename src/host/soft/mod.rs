@@ -316,9 +316,10 @@ impl Host for SoftHost {
     }
 
     /// An access without a port holds the table's lock for as long as it uses a translation, so the device has
-    /// waited for it. Ports lose what they keep.
+    /// waited for it. Ports that are used lose what they keep.
     fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
-        for port in read(&self.ports).iter() {
+        port::publish_change();
+        for port in read(&self.ports).iter().filter(|port| port.is_used()) {
             port.invalidate_range(domain, range);
         }
         Ok(())

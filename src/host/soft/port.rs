@@ -12,7 +12,7 @@
 //! waited for the access that may still use the old translation, and a later one finds only the new state. A hit
 //! takes no other lock, and agents with ports of their own share no cache line.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::GuestMemoryMmap;
@@ -91,6 +91,11 @@ impl Denied {
     }
 }
 
+/// Makes a change of tables or views visible to ports before [`PortState::is_used`] is asked.
+pub(super) fn publish_change() {
+    fence(Ordering::SeqCst);
+}
+
 /// What the host keeps of a port.
 #[repr(align(128))]
 pub(super) struct PortState {
@@ -99,6 +104,9 @@ pub(super) struct PortState {
     inner: Mutex<Inner>,
     /// Others that want the lock. A mutex is not fair: an agent that never pauses would keep an UNMAP out.
     waiting: AtomicUsize,
+    /// An access was made since the cache was emptied last; changed with the lock held. A port without has nothing to
+    /// invalidate, and UNMAP passes it by: see [`PortState::is_used`].
+    used: AtomicBool,
 }
 
 struct Inner {
@@ -115,7 +123,15 @@ impl PortState {
                 cache: Cache::new(),
             }),
             waiting: AtomicUsize::new(0),
+            used: AtomicBool::new(false),
         }
+    }
+
+    /// Whether it may have a translation of before, in its cache or in an access. [`publish_change`] comes first,
+    /// and behind the change: then either this is true of an access that can have found the old state, or that
+    /// access finds the new one.
+    pub(super) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
     }
 
     /// For the agent's accesses. Nothing panics while it holds this lock, and if something did, what it guards is
@@ -124,7 +140,13 @@ impl PortState {
         while self.waiting.load(Ordering::Relaxed) != 0 {
             std::thread::yield_now();
         }
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+            // Before the access looks at the table: see `is_used`.
+            fence(Ordering::SeqCst);
+        }
+        inner
     }
 
     /// For all others: goes before accesses that have not begun.
@@ -137,6 +159,12 @@ impl PortState {
 
     pub(super) fn set_memory(&self, memory: GuestMemoryMmap) {
         self.lock().memory = memory;
+    }
+
+    fn clear(&self) {
+        let mut inner = self.lock();
+        inner.cache.clear();
+        self.used.store(false, Ordering::Relaxed);
     }
 
     /// When this returns, no access through translations of the range is in flight, and none is cached. The
@@ -175,7 +203,7 @@ impl Port {
 
     /// Empties the cache, as an endpoint does when its ATS is disabled.
     pub fn flush(&self) {
-        self.state.lock().cache.clear();
+        self.state.clear();
     }
 
     /// Moves bytes `done ..` of `transfer`, the next of which is at `iova`, as far as one translation goes and no

@@ -286,3 +286,22 @@ fn no_write_through_a_cached_translation_is_in_flight_once_unmap_has_returned() 
     });
     assert!(port.counters().hits >= 500);
 }
+
+/// UNMAP passes by a port that has nothing to lose, and none that has.
+#[test]
+fn only_a_port_that_was_used_is_invalidated() {
+    let f = Fixture::new();
+    f.attach(A, PageRequests::Unwanted);
+    let port = f.port(A);
+    let is_used = || f.host.ports.read().expect("ports")[0].is_used();
+    for _ in 0..3 {
+        f.map(0x1000, 0x1fff, 0x5000, RW);
+        assert!(!is_used());
+        assert_eq!(peek(&port, READ, 0x1000), Ok(5));
+        assert!(is_used());
+        f.unmap(0x1000, 0x1fff);
+        assert_eq!(peek(&port, READ, 0x1000), Err(Denied::Translation));
+        port.flush();
+    }
+    assert_eq!(port.counters().invalidated, 3);
+}

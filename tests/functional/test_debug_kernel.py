@@ -5,6 +5,7 @@ and on two processors. Every test fails when the guest's log has a report: `Func
 import test_dma
 import test_lifecycle
 import test_page_requests
+import test_pasids
 from harness import lab
 from harness.machine import Machine
 from harness.testcase import FunctionalTest
@@ -63,4 +64,8 @@ class PatchedDriverPageRequestTest(DebugKernel, test_page_requests.PageRequestTe
 
 
 class PatchedDriverLifecycleTest(DebugKernel, test_lifecycle.LifecycleTest):
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+
+class PasidTest(DebugKernel, test_pasids.PasidTest):
     kernel = staticmethod(lab.debug_patched_kernel)

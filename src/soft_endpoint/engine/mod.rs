@@ -10,6 +10,7 @@
 //!
 //! Each engine has a thread, a port and counters of its own: two of them share nothing while their accesses hit.
 
+mod access;
 mod descriptor;
 pub mod registers;
 mod run;

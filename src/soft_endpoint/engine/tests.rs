@@ -348,6 +348,22 @@ fn a_copy_moves_its_bytes_and_tells_by_memory_register_and_interrupt() {
 }
 
 #[test]
+fn of_a_copy_that_fails_only_what_was_written_counts() {
+    let f = Fixture::new();
+    f.map(0x10_0000, 0x10_0fff, DATA, MapFlags::READ);
+    f.map(0x20_0000, 0x20_07ff, DATA + 0x1000, MapFlags::WRITE);
+    let target = f.run(&[copy(Flags::empty(), 0x10_0000, 0x20_0000, 0x1000)]);
+    assert_eq!(target.status.get(), status(Outcome::Translation));
+    assert_eq!(
+        (target.done.get(), target.address.get()),
+        (0x800, 0x20_0800)
+    );
+    let source = f.run(&[copy(Flags::empty(), 0x10_0800, 0x20_0000, 0x1000)]);
+    assert_eq!(source.status.get(), status(Outcome::Translation));
+    assert_eq!((source.done.get(), source.address.get()), (0, 0x10_1000));
+}
+
+#[test]
 fn what_is_read_into_the_buffer_is_what_is_written_from_it() {
     let f = Fixture::new();
     f.fill(0x8000, 0x1000, 9);
@@ -451,6 +467,14 @@ fn with_ats_translations_are_kept_and_without_they_are_not() {
     assert_eq!(f.register(0, engine::CACHED), 3);
     let hits = f.register(0, engine::HITS);
     assert!(hits >= 2, "{hits}");
+    f.disable(Enabled::ATS);
+    f.run(&twice);
+    assert_eq!(f.register(0, engine::CACHED), 0);
+    assert_eq!(f.register(0, engine::HITS), hits);
+    f.function
+        .enabled
+        .store(Enabled::all().bits(), Ordering::Relaxed);
+    f.run(&twice);
     f.unmap(0, 0xffff);
     assert_eq!(f.register(0, engine::CACHED), 0);
     assert_eq!(f.register(0, engine::INVALIDATED), 3);

@@ -110,11 +110,10 @@ fn the_missing_pages_of_an_access_come_in_groups_of_the_size_asked_for() {
     assert_eq!(done.groups.get(), 2);
 }
 
-#[test]
-fn a_group_reaches_over_the_pieces_of_a_scatter_list() {
-    let f = Fixture::new();
+/// A read of 8 bytes of every other page from [`IOVA`] on.
+fn scattered(f: &Fixture, count: u32) -> Descriptor {
     let mut list = Vec::new();
-    for piece in 0..64u64 {
+    for piece in 0..u64::from(count) {
         let piece = Piece {
             address: (IOVA + piece * 2 * PAGE).into(),
             length: 8.into(),
@@ -125,10 +124,33 @@ fn a_group_reaches_over_the_pieces_of_a_scatter_list() {
     f.memory
         .write_slice(&list, GuestAddress(LIST))
         .expect("list");
-    let read = Descriptor {
-        pieces: 64.into(),
+    Descriptor {
+        pieces: count.into(),
         ..descriptor(Operation::Read, ASK, LIST, 0)
-    };
+    }
+}
+
+/// A reset waits for the look at what else is missing, so that has an end.
+#[test]
+fn a_group_asks_for_what_is_near() {
+    let f = Fixture::new();
+    for (last, pages) in [(255, 2), (256, 1)] {
+        let read = scattered(&f, last + 1);
+        let gap = IOVA + u64::from(last) * 2 * PAGE;
+        f.map(IOVA + PAGE, gap - 1, 0, RW);
+        f.start_one(with_group(read, 64));
+        let group = f.group();
+        assert_eq!(group.pages.len(), pages);
+        f.answer(&group, Answer::Invalid);
+        assert_eq!(f.end().status.get(), status(Outcome::InvalidRequest));
+        f.unmap(IOVA, gap);
+    }
+}
+
+#[test]
+fn a_group_reaches_over_the_pieces_of_a_scatter_list() {
+    let f = Fixture::new();
+    let read = scattered(&f, 64);
     f.start_one(with_group(read, 64));
     let group = f.group();
     assert_eq!(group.pages.len(), 64);

@@ -29,7 +29,8 @@ pub(super) enum Trial<'a> {
     With(&'a IommufdHost),
 }
 
-/// Looks at the device of an endpoint, and tries it out where that is asked for. `None` when the endpoint names no path.
+/// Looks at the device of an endpoint, and tries it out where that is asked for. `None` when the endpoint names no
+/// path.
 pub(super) fn section(tree: &Tree, endpoint: &EndpointSpec, trial: Trial<'_>) -> Option<Section> {
     let Backing::Vfio {
         device: VfioDevice::Path(path),
@@ -141,7 +142,8 @@ impl<'a> Device<'a> {
             return Finding::missing(
                 CHECK,
                 format!("{group}, with {words}"),
-                "the kernel gives a group away as a whole: unbind the others from their drivers, or bind them to vfio-pci too",
+                "the kernel gives a group away as a whole: unbind the others from their drivers, or bind them to \
+                 vfio-pci too",
             );
         }
         match others.is_empty() {

@@ -7,10 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::message::{self, Event, Message};
+use crate::poller::Poller;
 
 /// How long QEMU may take to greet, and to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,7 +32,10 @@ pub(super) enum ClientError {
     Closed,
     #[error("{0}")]
     Io(#[from] io::Error),
-    #[error("no answer within {} s; the monitor serves one client at a time, so give this one to nobody else", PATIENCE.as_secs())]
+    #[error(
+        "no answer within {} s; the monitor serves one client at a time, so give this one to nobody else",
+        PATIENCE.as_secs()
+    )]
     Silent,
     #[error("what is at the other end does not speak QMP")]
     NotQmp,
@@ -42,25 +45,25 @@ pub(super) enum ClientError {
 
 /// Waits for the end of the process, and for a socket.
 pub(super) struct Waiter {
-    epoll: Epoll,
+    poller: Poller,
     /// Kept open for as long as it is watched.
     _stop: EventFd,
 }
 
 impl Waiter {
     pub fn new(stop: &EventFd) -> io::Result<Self> {
-        let epoll = Epoll::new()?;
+        let poller = Poller::new()?;
         let stop = stop.try_clone()?;
-        let event = EpollEvent::new(EventSet::IN, STOP);
-        epoll.ctl(ControlOperation::Add, stop.as_raw_fd(), event)?;
-        Ok(Self { epoll, _stop: stop })
+        poller.add(stop.as_raw_fd(), STOP)?;
+        Ok(Self {
+            poller,
+            _stop: stop,
+        })
     }
 
     /// Watches a socket, until it is closed.
     fn watch(&self, stream: &UnixStream) -> io::Result<()> {
-        let event = EpollEvent::new(EventSet::IN, SOCKET);
-        self.epoll
-            .ctl(ControlOperation::Add, stream.as_raw_fd(), event)
+        self.poller.add(stream.as_raw_fd(), SOCKET)
     }
 
     /// Lets time pass; an error when the process ends.
@@ -73,21 +76,21 @@ impl Waiter {
 
     /// Waits until the socket is readable.
     fn wait(&self, deadline: Option<Instant>) -> Result<(), ClientError> {
-        let mut events = [EpollEvent::default(); 2];
         loop {
-            let timeout = deadline.map_or(-1, |deadline| {
-                let left = deadline.saturating_duration_since(Instant::now());
-                i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
-            });
-            let count = match self.epoll.wait(timeout, &mut events) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other?,
-            };
-            return match events[..count].iter().any(|event| event.data() == STOP) {
-                true => Err(ClientError::Stopped),
-                false if count == 0 => Err(ClientError::Silent),
-                false => Ok(()),
-            };
+            let (mut stopped, mut readable) = (false, false);
+            self.poller.wait(deadline, |token| match token {
+                STOP => stopped = true,
+                _ => readable = true,
+            })?;
+            if stopped {
+                return Err(ClientError::Stopped);
+            }
+            if readable {
+                return Ok(());
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(ClientError::Silent);
+            }
         }
     }
 }

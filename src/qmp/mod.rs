@@ -5,8 +5,8 @@
 //!   are in bypass at once, or blocked, as at start, so that firmware and boot loaders find what they expect.
 //! * `DEVICE_DELETED`: QEMU has let go of a device. Our duplicate of its descriptor would keep it; the endpoint that
 //!   names the device (`qemu-id=`) is removed.
-//! * `STOP` and `RESUME` say nothing new: QEMU stops and starts the queues with them, and the request queue's base tells
-//!   a pause. They are logged.
+//! * `STOP` and `RESUME` say nothing new: QEMU stops and starts the queues with them, and the request queue's base
+//!   tells a pause. They are logged.
 //!
 //! # Order
 //! Events and vhost-user messages come over two sockets, so their order here is not QEMU's. QEMU stops the queues,

@@ -214,3 +214,29 @@ fn a_doorbell_of_a_busy_engine_changes_nothing() {
     assert_eq!(f.register(0, engine::GROUPS), 1);
     assert!(f.interrupts.try_recv().is_err());
 }
+
+#[test]
+fn the_end_of_the_function_ends_chains_whatever_they_do() {
+    let f = Fixture::new();
+    let round = Descriptor {
+        next: CHAIN.into(),
+        ..nop()
+    };
+    f.store(CHAIN, &[round]);
+    f.set(0, engine::LIMIT, 0);
+    f.start(0, CHAIN);
+    let waits = copy(Flags::PAGE_REQUESTS, 0x40_0000, 0x8000, 8);
+    f.store(CHAIN + 64, &[waits]);
+    f.start(1, CHAIN + 64);
+    let group = f.group();
+    let Fixture {
+        block,
+        host,
+        interrupts,
+        ..
+    } = f;
+    drop(block);
+    // The answer is nobody's, and nobody is left to interrupt.
+    host.respond(group.cookie, Answer::Success).expect("answer");
+    assert!(interrupts.try_recv().is_err());
+}

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The program as users start it.
 
+mod common;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use common::{program_in, start_listening};
 use serde_json::{Value, json};
 
 fn program() -> Command {
@@ -41,22 +44,11 @@ impl Daemon {
     }
 
     fn start_in(directory: tempfile::TempDir, more: &[&str]) -> Self {
-        let mut child = program()
-            .arg("--socket-path")
-            .arg(directory.path().join("vhost"))
-            .arg("--control")
-            .arg(directory.path().join("control"))
-            .args(["--endpoint", "00:05.0"])
-            .args(more)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("start");
-        let mut log = BufReader::new(child.stderr.take().expect("stderr"));
-        let mut line = String::new();
-        while !line.contains("listening on") {
-            line.clear();
-            assert_ne!(log.read_line(&mut line).expect("log"), 0, "it ended");
-        }
+        let (child, log) = start_listening(
+            program_in(directory.path())
+                .args(["--endpoint", "00:05.0"])
+                .args(more),
+        );
         Self {
             child,
             log,

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use std::thread;
 use common::requests::{
     ATTACH_PAGE_REQUEST, READ, WRITE, attach, detach, map, page_response, unmap,
 };
-use common::{Guest, GuestOptions, wait_until};
+use common::{Guest, GuestOptions, program_in, start_listening, wait_until};
 use serde_json::{Value, json};
 use vhost_device_iommu::spec::{EVENT_LEN, Status};
 
@@ -35,22 +35,11 @@ impl Program {
     fn start() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let function = format!("00:06.0,soft={}", directory.path().join("pci").display());
-        let mut child = Command::new(env!("CARGO_BIN_EXE_vhost-device-iommu"))
-            .args(["--endpoint", "00:05.0", "--seccomp", "kill"])
-            .args(["--endpoint", &function])
-            .arg("--socket-path")
-            .arg(directory.path().join("vhost"))
-            .arg("--control")
-            .arg(directory.path().join("control"))
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
-        let mut log = BufReader::new(child.stderr.take().expect("its log"));
-        let mut line = String::new();
-        while !line.contains("listening on") {
-            line.clear();
-            assert_ne!(log.read_line(&mut line).expect("a line"), 0, "it ended");
-        }
+        let (child, log) = start_listening(
+            program_in(directory.path())
+                .args(["--endpoint", "00:05.0", "--seccomp", "kill"])
+                .args(["--endpoint", &function]),
+        );
         Self {
             child,
             log,

@@ -7,17 +7,19 @@
 //!   └── VirtQueue: the driver's side of a virtqueue
 //! ```
 //!
-//! [`Server`] runs the device over the software host on a thread of the test. A test of the binary starts that itself
-//! and hands the socket's path to [`Guest::connect`].
+//! [`Server`] runs the device over the software host on a thread of the test. A test of the binary starts that with
+//! [`program_in`] and hands the socket's path to [`Guest::connect`].
 #![allow(dead_code, unused_imports, reason = "each test uses a part of this")]
 
 pub mod guest;
+pub mod program;
 pub mod queue;
 pub mod ram;
 pub mod requests;
 pub mod server;
 
 pub use guest::{Answer, Guest, GuestOptions};
+pub use program::{program_in, start_listening};
 pub use queue::{Layout, Segment, VirtQueue};
 pub use ram::Ram;
 pub use server::{Server, ServerOptions};

@@ -6,12 +6,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ExitStatus};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::common::{Guest, GuestOptions, wait_until};
+use crate::common::{Guest, GuestOptions, program_in, wait_until};
 use crate::kernel::{Kernel, MockDevice};
 
 /// The endpoints of every program here.
@@ -38,12 +38,8 @@ impl Program {
         let directory = tempfile::tempdir().unwrap();
         let context = kernel.descriptor();
         let number = context.as_raw_fd();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-device-iommu"));
+        let mut command = program_in(directory.path());
         command
-            .arg("--socket-path")
-            .arg(directory.path().join("socket"))
-            .arg("--control")
-            .arg(directory.path().join("control"))
             .arg("--iommufd-fd")
             .arg(number.to_string())
             .args(options);
@@ -70,7 +66,7 @@ impl Program {
     }
 
     fn socket(&self) -> PathBuf {
-        self.directory.path().join("socket")
+        self.directory.path().join("vhost")
     }
 
     /// A guest with the default memory.

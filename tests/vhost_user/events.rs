@@ -73,6 +73,14 @@ fn group(host: &Arc<SoftHost>, pages: usize) -> JoinHandle<PageResponseCode> {
     std::thread::spawn(move || block_on(response))
 }
 
+/// Waits for the answer to a [`group`]: INVALID_REQUEST.
+fn assert_refused(answer: JoinHandle<PageResponseCode>) {
+    assert_eq!(
+        answer.join().expect("no panic"),
+        PageResponseCode::InvalidRequest
+    );
+}
+
 #[test]
 fn a_fault_reaches_the_driver_without_a_kick__e65() {
     let server = server();
@@ -206,10 +214,7 @@ fn a_group_waits_for_buffers_for_all_of_it() {
         }
         let id = events[0].group_id.get();
         assert_eq!(guest.request(&page_response(ENDPOINT, None, id, 1)), OK);
-        assert_eq!(
-            answer.join().expect("no panic"),
-            PageResponseCode::InvalidRequest
-        );
+        assert_refused(answer);
     }
 }
 
@@ -220,10 +225,7 @@ fn a_group_meets_buffers_of_24_bytes_and_becomes_a_fault() {
     guest.post_events(8, 24, false);
     guest.request(&attach(1, ENDPOINT, ATTACH_PAGE_REQUEST));
     let answer = group(&server.host, 2);
-    assert_eq!(
-        answer.join().expect("no panic"),
-        PageResponseCode::InvalidRequest
-    );
+    assert_refused(answer);
     assert_eq!(guest.fault().address.get(), 0x10_0000);
 }
 
@@ -277,12 +279,7 @@ fn a_reset_answers_every_group() {
     guest.page_request();
     guest.stop();
     guest.start_anew();
-    for answer in answers {
-        assert_eq!(
-            answer.join().expect("no panic"),
-            PageResponseCode::InvalidRequest
-        );
-    }
+    answers.into_iter().for_each(assert_refused);
 }
 
 #[test]
@@ -294,12 +291,7 @@ fn a_disconnect_answers_every_group() {
     let answers = [1, 1, 5].map(|pages| group(&server.host, pages));
     guest.page_request();
     drop(guest);
-    for answer in answers {
-        assert_eq!(
-            answer.join().expect("no panic"),
-            PageResponseCode::InvalidRequest
-        );
-    }
+    answers.into_iter().for_each(assert_refused);
 }
 
 #[test]
@@ -311,10 +303,7 @@ fn stopping_the_program_answers_every_group() {
     let answer = group(&server.host, 1);
     guest.page_request();
     server.stop();
-    assert_eq!(
-        answer.join().expect("no panic"),
-        PageResponseCode::InvalidRequest
-    );
+    assert_refused(answer);
 }
 
 #[test]
@@ -330,10 +319,7 @@ fn a_group_that_nobody_answers_times_out() {
     guest.post_events(2, 32, false);
     guest.request(&attach(1, ENDPOINT, ATTACH_PAGE_REQUEST));
     let answer = group(&server.host, 1);
-    assert_eq!(
-        answer.join().expect("no panic"),
-        PageResponseCode::InvalidRequest
-    );
+    assert_refused(answer);
     let event = guest.page_request();
     let late = page_response(ENDPOINT, None, event.group_id.get(), 0);
     assert_eq!(guest.request(&late), crate::NOENT);

@@ -9,7 +9,7 @@
 #include "init.h"
 #include "vfio.h"
 
-#define MOST 16
+#define MOST 32
 #define MOST_RANGES 64
 
 struct buffer {

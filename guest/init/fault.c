@@ -10,7 +10,7 @@
 #include "uapi.h"
 #include "vfio.h"
 
-#define MOST 8
+#define MOST 32
 #define MOST_FAULTS 64
 
 static struct named_table {

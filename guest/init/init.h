@@ -29,7 +29,13 @@ extern const struct command paging_commands[];
 extern const struct command engine_commands[];
 extern const struct command endpoint_test_commands[];
 extern const struct command log_commands[];
+extern const struct command process_commands[];
 extern const struct command system_commands[];
+
+/* Runs the command that the first word names; false when its answer was an error. */
+bool run_words(struct words words);
+/* Closes all files but the first three, the command line too: answers go nowhere from here on. */
+void drop_line(void);
 
 /* A line of data in front of the answer. */
 void data(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 /* Start as init, read commands from the second serial line, answer them. */
+/* close_range() */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -20,6 +22,8 @@
 
 /* The two directions of the command line: a stream of its own each, because a serial line cannot seek. */
 static FILE *in, *out;
+/* Whether the last answer was an error. */
+static bool failed;
 
 static void answer(const char *start, const char *format, va_list arguments, const char *end)
 {
@@ -43,6 +47,7 @@ void ok(const char *format, ...)
 {
 	va_list arguments;
 
+	failed = false;
 	va_start(arguments, format);
 	answer("= ok ", format, arguments, "");
 	va_end(arguments);
@@ -52,6 +57,7 @@ void fail(const char *format, ...)
 {
 	va_list arguments;
 
+	failed = true;
 	va_start(arguments, format);
 	answer("= error ", format, arguments, "");
 	va_end(arguments);
@@ -63,6 +69,7 @@ void fail_errno(const char *format, ...)
 	va_list arguments;
 
 	snprintf(reason, sizeof reason, ": %s", strerror(errno));
+	failed = true;
 	va_start(arguments, format);
 	answer("= error ", format, arguments, reason);
 	va_end(arguments);
@@ -106,23 +113,36 @@ static bool run_from(const struct command *commands, const char *name, struct wo
 	return false;
 }
 
-static void run(char *text)
+bool run_words(struct words words)
 {
 	static const struct command *const tables[] = {
 		file_commands, pci_commands, vfio_commands, fault_commands, paging_commands, engine_commands,
-		endpoint_test_commands, log_commands, system_commands,
+		endpoint_test_commands, log_commands, process_commands, system_commands,
 	};
+
+	for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
+		if (run_from(tables[i], words.word[0], (struct words){ words.count - 1, words.word + 1 }))
+			return !failed;
+	fail("%s: no such command", words.word[0]);
+	return false;
+}
+
+void drop_line(void)
+{
+	close_range(STDERR_FILENO + 1, ~0U, 0);
+	/* The streams write to the descriptor that they had. */
+	out = fopen("/dev/null", "w");
+}
+
+static void run(char *text)
+{
 	char *word[MOST_WORDS], *rest = NULL;
 	int count = 0;
 
 	for (char *w = strtok_r(text, " \r\n", &rest); w && count < MOST_WORDS; w = strtok_r(NULL, " \r\n", &rest))
 		word[count++] = w;
-	if (!count)
-		return;
-	for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
-		if (run_from(tables[i], word[0], (struct words){ count - 1, word + 1 }))
-			return;
-	fail("%s: no such command", word[0]);
+	if (count)
+		run_words((struct words){ count, word });
 }
 
 static void mount_all(void)

@@ -1,50 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Page requests in a Linux guest with the driver of guest/linux/: VFIO and iommufd with a fault queue in it."""
 
-import threading
-from collections.abc import Callable
-from typing import Any
-
 from harness import lab
-from harness.control import Control, ControlError
-from harness.guest import Guest, GuestError, pattern
-from harness.machine import ENDPOINTS
+from harness.guest import GuestError, pattern
+from harness.paging import FIRST, IOVA, PAGE, SECOND, Call, PagingTest
 from harness.testcase import FunctionalTest
 from test_dma import DmaCases
 
-FIRST, SECOND = ENDPOINTS
-IOVA = 0x100_0000
-PAGE = 0x1000
 DRIVER = "/sys/bus/virtio/drivers/virtio_iommu"
-
-
-class Call(threading.Thread):
-    """Something that blocks until the guest has answered: its result, or its error."""
-
-    def __init__(self, run: Callable[[], Any]):
-        super().__init__(daemon=True)
-        self._run = run
-        self._result: Any = None
-        self._error: ControlError | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._result = self._run()
-        except ControlError as error:
-            self._error = error
-
-    def result(self) -> Any:
-        self.join(60)
-        if self.is_alive():
-            raise TimeoutError("the back-end has not answered")
-        if self._error:
-            raise self._error
-        return self._result
-
-
-def fields(line: str) -> dict[str, str]:
-    return dict(word.split("=", 1) for word in line.split())
 
 
 class PatchedDriverDmaTest(DmaCases, FunctionalTest):
@@ -54,39 +17,7 @@ class PatchedDriverDmaTest(DmaCases, FunctionalTest):
     keeps_mappings_without_devices = True
 
 
-class PageRequestTest(FunctionalTest):
-    kernel = staticmethod(lab.patched_kernel)
-
-    def connect(self) -> Control:
-        """A control connection of its own, for what blocks."""
-        control = Control(self.directory / "control.sock", timeout=60)
-        self.addCleanup(control.close)
-        return control
-
-    def attach_table(self, guest: Guest, name: str, function: str) -> None:
-        """Opens a function, and attaches it to a page table with a fault queue on an address space of its own."""
-        guest.open_vfio(name, function)
-        guest.run(f"ioas {name}")
-        guest.run(f"table {name} {name} {name}")
-        guest.run(f"attach-table {name} {name}")
-
-    def start_attached(self, *options: str):
-        machine, guest, control = self.start("--page-response-timeout", "0", *options)
-        self.attach_table(guest, "one", FIRST)
-        return machine, guest, control
-
-    def faults(self, guest: Guest, table: str) -> list[dict[str, str]]:
-        return [fields(line) for line in guest.lines(f"faults {table} 20")]
-
-    def assert_answered(self, control: Control, groups: int) -> None:
-        """Asserts that the guest answered each group once, and nothing failed."""
-        counters = control.counters()
-        self.assertEqual(counters["page_request_groups"], groups)
-        self.assertEqual(counters["page_response"], groups)
-        self.assertEqual(counters["page_response_stale"], 0)
-        self.assertEqual(counters["page_request_unwanted"], 0)
-        self.assert_clean(control)
-
+class PageRequestTest(PagingTest):
     def test_features_are_negotiated_and_asked_for_at_attach_only_with_a_fault_queue__x2_x6(self):
         _, guest, control = self.start()
         self.assertEqual({"PAGE_REQUEST", "PASID"} & set(control.status()["features"]), {"PAGE_REQUEST", "PASID"})

@@ -5,7 +5,7 @@ See docs/fault-engine.md and guest/README.md.
 """
 
 from .control import Control
-from .guest import Guest
+from .guest import Guest, fields
 from .machine import ENDPOINTS
 from .testcase import FunctionalTest
 
@@ -26,10 +26,6 @@ STATUS, COMPLETED, GROUPS, MARKERS, HITS, INVALIDATED, CACHED = 0x04, 0x24, 0x40
 # ENABLED.
 BUS_MASTER, ATS, PRI, PASID, EXEC, PRIVILEGED = (1 << bit for bit in range(6))
 WAITING_FOR_ALLOCATION = 3
-
-
-def fields(line: str) -> dict[str, str]:
-    return dict(word.split("=", 1) for word in line.split())
 
 
 def engine_register(engine: int, offset: int) -> int:

@@ -18,6 +18,11 @@ class GuestError(Exception):
     """The guest's program answered `= error`."""
 
 
+def fields(line: str) -> dict[str, str]:
+    """The `name=value` words of a line."""
+    return dict(word.split("=", 1) for word in line.split())
+
+
 def pattern(seed: int, length: int) -> bytes:
     """What the guest fills a buffer with."""
     return bytes((seed + 31 * i + 17 * (i >> 8)) & 0xFF for i in range(length))

@@ -40,8 +40,12 @@ class MachineConfig:
     command_line: str = ""
     memory: str = "512M"
     processors: int = 1
-    # Software functions: where they are (an `edu` makes room), and their vfio-user sockets. One on bus 1 sits behind a port of `extra` that
-    # is called `bus1`.
+    # Elements of each queue of the back-end.
+    queue_size: int = 1024
+    # Where `edu` devices are, on bus 0.
+    edus: tuple[str, ...] = ENDPOINTS
+    # Software functions: where they are (an `edu` makes room), and their vfio-user sockets. One on bus 1 sits behind a port
+    # of `extra` that is called `bus1`.
     functions: dict[str, pathlib.Path] = field(default_factory=dict)
     # Files for the guest's root directory.
     programs: list[pathlib.Path] = field(default_factory=list)
@@ -62,14 +66,14 @@ def qemu_command(config: MachineConfig, image: pathlib.Path) -> list[str]:
         "-append", f"{COMMAND_LINE} {config.command_line}",
     ]  # fmt: skip
     if config.vhost_socket:
-        device = "vhost-user-test-device-pci,chardev=iommu,virtio-id=23,num_vqs=2,vq_size=1024,config_size=40"
+        device = "vhost-user-test-device-pci,chardev=iommu,virtio-id=23,num_vqs=2,config_size=40"
         command += ["-chardev", f"socket,id=iommu,path={config.vhost_socket}"]
-        command += ["-device", f"{device},addr={_addr(IOMMU)}"]
+        command += ["-device", f"{device},vq_size={config.queue_size},addr={_addr(IOMMU)}"]
     else:
         command += ["-device", f"virtio-iommu-pci,addr={_addr(IOMMU)}"]
     if config.viot:
         command += ["-acpitable", f"sig=VIOT,rev=0,data={config.viot}"]
-    for endpoint in (endpoint for endpoint in ENDPOINTS if endpoint not in config.functions):
+    for endpoint in (endpoint for endpoint in config.edus if endpoint not in config.functions):
         command += ["-device", f"edu,addr={_addr(endpoint)}"]
     command += config.extra
     for function, path in config.functions.items():
@@ -119,6 +123,7 @@ class Machine:
         self.guest = Guest(ours["guest"], modules)
         self._qmp = LineSocket(ours["qmp"], "QMP")
         self._greeted = False
+        self._events: list[str] = []
 
     def wait_ready(self) -> float:
         """Waits until the guest's program has started: the seconds since the start of QEMU."""
@@ -138,6 +143,13 @@ class Machine:
                 raise RuntimeError(f"QMP {command}: {answer['error']['desc']}")
             if "return" in answer:
                 return answer["return"]
+            self._events.append(answer["event"])
+
+    def wait_event(self, name: str, timeout: float = 60.0) -> None:
+        """Waits for an event of QEMU; each is found once."""
+        while name not in self._events:
+            self._events.append(json.loads(self._qmp.receive(timeout))["event"])
+        self._events.remove(name)
 
     def read_physical(self, address: int, length: int) -> bytes:
         """Guest memory as QEMU sees it."""

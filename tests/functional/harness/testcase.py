@@ -9,6 +9,7 @@ import tempfile
 import time
 import unittest
 from collections.abc import Callable
+from typing import Any
 
 from . import lab
 from .backend import Backend, write_viot
@@ -96,11 +97,12 @@ class FunctionalTest(unittest.TestCase):
         functions: dict[str, pathlib.Path] | None = None,
         programs: tuple[pathlib.Path, ...] = (),
         extra: tuple[str, ...] = (),
+        **more: Any,
     ) -> Machine:
         """A machine with `endpoints` behind `backend`, or behind QEMU's own virtio-iommu; waits for its init.
 
         `functions` are endpoints too, software functions: where they are, and their vfio-user sockets. `programs` are
-        files for the guest, `extra` more options for QEMU.
+        files for the guest, `extra` more options for QEMU; `more` goes to the machine's configuration.
         """
         viot = None
         if backend:
@@ -118,6 +120,7 @@ class FunctionalTest(unittest.TestCase):
             functions=functions or {},
             programs=list(programs),
             extra=list(extra),
+            **more,
         )
         machine = Machine(config, directory)
         self.addCleanup(machine.close)
@@ -125,10 +128,12 @@ class FunctionalTest(unittest.TestCase):
         machine.wait_ready()
         return machine
 
-    def start(self, *options: str, command_line: str = "") -> tuple[Machine, Guest, Control]:
-        """A back-end with `options`, a machine behind it, and the driver loaded."""
-        backend = self.start_backend(*options)
-        machine = self.start_machine(backend, command_line)
+    def start(
+        self, *options: str, command_line: str = "", endpoints: tuple[str, ...] = ENDPOINTS, **more: Any
+    ) -> tuple[Machine, Guest, Control]:
+        """A back-end with `options`, a machine behind it (see `start_machine`), and the driver loaded."""
+        backend = self.start_backend(*options, endpoints=(*endpoints, UNKNOWN_TO_GUEST))
+        machine = self.start_machine(backend, command_line, endpoints, **more)
         machine.guest.load("virtio_iommu")
         return machine, machine.guest, backend.control
 

@@ -88,6 +88,25 @@ fn a_group_of_a_pasid_is_answered_with_its_pasid_alone() {
 }
 
 #[test]
+fn the_detach_of_a_pasid_ends_its_groups_alone() {
+    let (program, mut guest) = with_page_requests(&[], 4);
+    let flags = PASID | ATTACH_PAGE_REQUEST;
+    assert_eq!(
+        guest.request(&requests::attach_pasid(2, ENDPOINT, flags, 77)),
+        OK
+    );
+    program.page_request_with(ENDPOINT, 77, kernel::WRITE, IOVA);
+    let of_pasid = guest.page_request();
+    program.page_request(ENDPOINT, kernel::READ, IOVA);
+    let plain = guest.page_request();
+    assert_eq!(guest.request(&requests::detach_pasid(2, ENDPOINT, 77)), OK);
+    let late = requests::page_response(ENDPOINT, Some(77), of_pasid.group_id.get(), SUCCESS);
+    assert_eq!(guest.request(&late), NOENT);
+    assert_eq!(program.counter("page_request_withdrawn"), 1);
+    assert_eq!(respond(&mut guest, ENDPOINT, &plain, SUCCESS), OK);
+}
+
+#[test]
 fn an_access_without_page_request_flag_is_a_fault_report() {
     let program = Program::start(&[]);
     let mut guest = program.guest();

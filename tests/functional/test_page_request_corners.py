@@ -76,7 +76,7 @@ class PageRequestCornerTest(PagingTest):
         self.assertEqual(read.result(), pattern(4, 16))
         self.assert_answered(control, 2)
 
-    def test_answer_after_the_time_out_meets_nothing_and_is_no_error(self):
+    def test_answer_after_the_time_out_meets_nothing_and_is_no_error__x61(self):
         _, guest, control = self.start("--page-response-timeout", "1")
         self.attach_table(guest, "one", FIRST)
         read = self.read()
@@ -104,7 +104,7 @@ class PageRequestCornerTest(PagingTest):
             guest.run(f"answer one {fault['cookie']} success")
         self.assertEqual([call.result() for call in calls], ["success", "success"])
 
-    def test_two_event_buffers_are_enough_for_a_burst_of_groups(self):
+    def test_two_event_buffers_are_enough_for_a_burst_of_groups__x41(self):
         _, guest, control = self.start_attached(queue_size=2)
         calls = [self.ask([(IOVA + 2 * i * PAGE, "r"), (IOVA + (2 * i + 1) * PAGE, "w")]) for i in range(16)]
         cookies: dict[str, list[str]] = {}

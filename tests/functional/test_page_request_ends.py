@@ -31,7 +31,7 @@ class PageRequestEndTest(PagingTest):
         self.complete(guest, *self.fault(guest, function))
         self.assert_clean(control)
 
-    def test_process_is_killed(self):
+    def test_process_is_killed__x40(self):
         _, guest, control = self.start("--page-response-timeout", "0")
         guest.run("child")
         self.attach_table(guest, "one", FIRST)

@@ -237,7 +237,7 @@ fn add_error(error: &AddEndpointError) -> CommandError {
             | E::MockWithoutDeviceId
             | E::Exists(_)
             | E::DeviceInUse(..) => ErrorClass::InvalidArgument,
-            E::Incompatible(..) => ErrorClass::Unsupported,
+            E::Incompatible(..) | E::SharesGroup(..) => ErrorClass::Unsupported,
             E::NotIommufd(_) | E::Bind(..) | E::Attach(..) => ErrorClass::Internal,
         },
     };

@@ -17,6 +17,9 @@ pub(super) trait Attach: Send + Sync {
     /// Blocks one of its PASIDs.
     fn detach_pasid(&self, pasid: u32) -> Result<(), CallError>;
 
+    /// Its IOMMU group. The kernel moves all devices of a group together; `None`: it is alone.
+    fn group(&self) -> Option<u32>;
+
     /// Takes the device off its page table; it is blocked. Nothing is asked of the device afterwards.
     fn release(&self) -> Result<(), CallError>;
 }

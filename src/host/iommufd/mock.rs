@@ -75,6 +75,10 @@ impl Attach for MockDevice {
         self.call(PASID_DETACH, pasid, 0)
     }
 
+    fn group(&self) -> Option<u32> {
+        None
+    }
+
     /// A mock device without a page table does not exist: it ends.
     fn release(&self) -> Result<(), CallError> {
         destroy(&self.context, self.stdev)

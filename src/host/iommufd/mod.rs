@@ -201,6 +201,9 @@ impl IommufdHost {
         if let Some(other) = owner(dev_id) {
             return Err(SetupError::DeviceInUse(dev_id, other));
         }
+        if let Some((group, other)) = state.group_mate(&*device) {
+            return Err(SetupError::SharesGroup(id, group, other));
+        }
         let mut endpoint = Endpoint::new(&self.context, self.faults.as_ref(), device, dev_id)
             .map_err(|error| SetupError::Attach(id, error.to_string()))?;
         endpoint.lender = lender;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::attach::Attach;
 use super::context::{Context, READ_WRITE, access_flags};
 use super::endpoint::{Endpoint, Place};
 use super::fault::FaultQueue;
@@ -49,6 +50,14 @@ impl Bypass {
 }
 
 impl State {
+    /// The IOMMU group of a device, and the endpoint whose device is in it too; `None` when there is none.
+    pub(super) fn group_mate(&self, device: &dyn Attach) -> Option<(u32, EndpointId)> {
+        let group = device.group()?;
+        let mut endpoints = self.endpoints.iter();
+        let (&mate, _) = endpoints.find(|(_, other)| other.device.group() == Some(group))?;
+        Some((group, mate))
+    }
+
     /// Ids of all address spaces that are ours.
     pub(super) fn spaces(&self) -> BTreeSet<u32> {
         let bypass = self.bypass.iter().map(|bypass| &bypass.space);

@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_ATTACH_PASID, VFIO_DEVICE_DETACH_PASID, vfio_device_attach_iommufd_pt,
@@ -128,6 +128,11 @@ impl Attach for VfioDevice {
         self.detach_pt(VFIO_DEVICE_DETACH_PASID, pasid)
     }
 
+    fn group(&self) -> Option<u32> {
+        let group = fs::read_link(sysfs_path(&self.file)?.join("iommu_group")).ok()?;
+        group.file_name()?.to_str()?.parse().ok()
+    }
+
     fn release(&self) -> Result<(), CallError> {
         self.detach_pt(0, 0)
     }
@@ -147,14 +152,15 @@ fn open_hint(error: &io::Error) -> &'static str {
 
 /// Segment, bus, and device with function of an open VFIO device.
 fn pci_address(file: &File) -> Option<(u16, u8, u8)> {
-    let number = file.metadata().ok()?.rdev();
-    let link = format!(
-        "/sys/dev/char/{}:{}/device",
-        libc::major(number),
-        libc::minor(number)
-    );
-    let device = fs::read_link(link).ok()?;
+    let device = fs::read_link(sysfs_path(file)?).ok()?;
     parse_address(device.file_name()?.to_str()?)
+}
+
+/// The device of an open VFIO device in sysfs.
+fn sysfs_path(file: &File) -> Option<PathBuf> {
+    let number = file.metadata().ok()?.rdev();
+    let (major, minor) = (libc::major(number), libc::minor(number));
+    Some(format!("/sys/dev/char/{major}:{minor}/device").into())
 }
 
 /// `0000:00:05.0`

@@ -187,7 +187,7 @@ static void show_ranges(struct words words)
 	ok("%s", "");
 }
 
-static uint8_t pattern(uint64_t seed, uint64_t i)
+uint8_t pattern(uint64_t seed, uint64_t i)
 {
 	return seed + 31 * i + 17 * (i >> 8);
 }

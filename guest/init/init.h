@@ -28,6 +28,8 @@ extern const struct command fault_commands[];
 extern const struct command paging_commands[];
 extern const struct command engine_commands[];
 extern const struct command endpoint_test_commands[];
+extern const struct command edu_commands[];
+extern const struct command disk_commands[];
 extern const struct command log_commands[];
 extern const struct command process_commands[];
 extern const struct command system_commands[];
@@ -60,6 +62,9 @@ uint8_t *memory_at(const char *space, uint64_t iova, uint64_t length);
 const char *device_address(uint32_t id);
 /* Maps a part of a buffer in an address space, for reading and writing; false and errno, EFAULT without a buffer. */
 bool map_from_buffer(const char *space, uint64_t iova, uint64_t length);
+
+/* Byte `i` of the pattern of `seed`. */
+uint8_t pattern(uint64_t seed, uint64_t i);
 
 /* CLOCK_MONOTONIC, in nanoseconds. */
 uint64_t now_ns(void);

@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 from . import boot, cargo, debian, kernel, qemu, selftest
 from .cache import Missing
@@ -23,6 +24,16 @@ FUZZ_FLAGS = (
     "-Coverflow-checks -Ccodegen-units=1 -Zsanitizer=address"
 )
 FUZZ_HOST = "x86_64-unknown-linux-gnu"
+
+# Beside an edu function on the root bus: an NVMe disk and an edu function behind ports of their own, and two more that
+# share a bridge to conventional PCI, and with it an IOMMU group.
+NESTED_DEVICES = (
+    "-device pcie-root-port,id=port0,chassis=1,slot=1 "
+    "-drive file={disk},format=raw,if=none,id=disk -device nvme,drive=disk,serial=disk,bus=port0 "
+    "-device pcie-pci-bridge,id=bridge -device edu,bus=bridge,addr=1 -device edu,bus=bridge,addr=2 "
+    "-device pcie-root-port,id=port1,chassis=2,slot=2 -device edu,bus=port1"
+)
+DISK_BYTES = 64 << 20
 
 GUEST_INIT = ROOT / "guest" / "build" / "init"
 
@@ -168,14 +179,18 @@ def nested(tally: Tally) -> None:
         **patched_environment(),
         "VDI_TEST_BACKEND": str(cargo.test_backend()),
         "VDI_PATIENCE": "5",
+        "VDI_DISK_SECONDS": os.environ.get("VDI_DISK_SECONDS", "20"),
         "PYTHONPATH": str(ROOT / "tests" / "functional"),
         "PYTHONUNBUFFERED": "1",
     }
-    machine = boot.Host(iommu=True, memory="4G", timeout=3600, environment=environment)
     # The interpreter itself: a wrapper of it in PATH may need more than the lab kernel has.
     interpreter, tests = os.path.realpath(sys.executable), ROOT / "tests" / "nested"
     command = [interpreter, "-m", "unittest", "discover", "-v", "-s", str(tests)]
-    _in_lab_kernel(tally, "nested", machine, command, UnittestCounter(tally))
+    with tempfile.NamedTemporaryFile(prefix="vdi-lab-", suffix=".img", dir="/var/tmp") as disk:
+        disk.truncate(DISK_BYTES)
+        devices = NESTED_DEVICES.format(disk=disk.name).split()
+        machine = boot.Host(iommu=True, memory="4G", timeout=3600, environment=environment, extra=devices)
+        _in_lab_kernel(tally, "nested", machine, command, UnittestCounter(tally))
 
 
 SUITES = {"unit": unit, "host": host, "guest": guest, "nested": nested}

@@ -26,8 +26,8 @@ class Control:
         self._lines = LineSocket(sock, "control socket")
         self._timeout = timeout
 
-    def execute(self, command: str, **arguments: Any) -> Any:
-        self._lines.send(json.dumps({"execute": command, "arguments": arguments}))
+    def execute(self, command: str, descriptors: tuple[int, ...] = (), **arguments: Any) -> Any:
+        self._lines.send(json.dumps({"execute": command, "arguments": arguments}), descriptors)
         answer = json.loads(self._lines.receive(self._timeout))
         if "error" in answer:
             raise ControlError(answer["error"])

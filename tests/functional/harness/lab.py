@@ -14,6 +14,7 @@
 | `VDI_PCI_SELFTEST` | the kernel's own test of PCI endpoints, tools/testing/selftests/pci_endpoint |
 | `VDI_INIT` | the guest's program, made by `make -C guest` |
 | `VDI_PATIENCE` | how many times as long as usual to wait for a guest |
+| `VDI_DISK_SECONDS` | how long the nested suite writes and reads a passed-through disk |
 | `VDI_KEEP` | a directory for logs; without it they are shown for failed tests only |
 """
 

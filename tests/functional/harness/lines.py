@@ -17,8 +17,11 @@ class LineSocket:
         self._name = name
         self._pending = b""
 
-    def send(self, line: str) -> None:
-        self._sock.sendall(line.encode() + b"\n")
+    def send(self, line: str, descriptors: tuple[int, ...] = ()) -> None:
+        data = line.encode() + b"\n"
+        if descriptors:
+            data = data[socket.send_fds(self._sock, [data], descriptors) :]
+        self._sock.sendall(data)
 
     def receive(self, timeout: float) -> str:
         deadline = time.monotonic() + timeout

@@ -26,7 +26,7 @@ ENDPOINTS = ("00:05.0", "00:06.0")
 COMMAND_LINE = "console=ttyS0 loglevel=6 panic=-1 nokaslr nowatchdog no_timer_check iommufd.allow_unsafe_interrupts=1"
 
 # What may be a module; kernels have some of it built in, or not at all.
-MODULES = ["virtio_iommu", "vfio_pci", "vfio_iommu_type1", "lkdtm", "pci_endpoint_test"]
+MODULES = ["virtio_iommu", "vfio_pci", "vfio_iommu_type1", "lkdtm", "pci_endpoint_test", "nvme"]
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Machine:
             "-chardev", f"socket,id=guest,fd={theirs['guest'].fileno()}", "-serial", "chardev:guest",
             "-chardev", f"socket,id=qmp,fd={theirs['qmp'].fileno()}", "-qmp", "chardev:qmp",
         ]  # fmt: skip
-        command = [*qemu_command(config, image), *lines]
+        command = [*self.command(config, image), *lines]
         with self.log.open("ab") as log:
             log.write((" ".join(command) + "\n").encode())
             log.flush()
@@ -125,18 +125,24 @@ class Machine:
         self._greeted = False
         self._events: list[str] = []
 
+    def command(self, config: MachineConfig, image: pathlib.Path) -> list[str]:
+        """What runs QEMU; arguments for QEMU follow."""
+        return qemu_command(config, image)
+
     def wait_ready(self) -> float:
         """Waits until the guest's program has started: the seconds since the start of QEMU."""
         self.guest.wait_ready()
         return time.monotonic() - self.started
 
-    def qmp(self, command: str, timeout: float = 30.0, **arguments: Any) -> Any:
+    def qmp(
+        self, command: str, timeout: float = 30.0, descriptors: tuple[int, ...] = (), **arguments: Any
+    ) -> Any:
         """Runs a QMP command: what it returned."""
         if not self._greeted:
             self._qmp.receive(timeout)
             self._greeted = True
             self.qmp("qmp_capabilities")
-        self._qmp.send(json.dumps({"execute": command, "arguments": arguments}))
+        self._qmp.send(json.dumps({"execute": command, "arguments": arguments}), descriptors)
         while True:
             answer = json.loads(self._qmp.receive(timeout))
             if "error" in answer:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Figures of the whole back-end over the software host, each beside something measured in the same run.
 //!
-//! `cargo bench --bench figures [NAME...]` with names of `memory`, `process`, `wake`, `batch`, `engines`,
+//! `cargo bench --bench figures [NAME...]` with names of `memory`, `process`, `wake`, `batch`, `engines`, `function`,
 //! `faults`; all of them without. Prints tables in Markdown.
 
 #[path = "../common/bare.rs"]
@@ -20,6 +20,7 @@ mod stamps;
 mod batch;
 mod engines;
 mod faults;
+mod function;
 mod memory;
 mod process;
 mod wake;
@@ -36,12 +37,13 @@ fn main() {
         return memory::child(&part.to_string_lossy());
     }
     type Part = fn() -> Vec<Figure>;
-    let parts: [(&str, Part); 5] = [
+    let parts: [(&str, Part); 6] = [
         ("memory", memory::figures),
         ("process", process::figures),
         ("wake", wake::figures),
         ("batch", batch::figures),
         ("engines", engines::figures),
+        ("function", function::figures),
     ];
     for (name, figures) in parts {
         if names.is_empty() || names.iter().any(|wanted| wanted == name) {

@@ -132,7 +132,8 @@ impl ConfigSpace {
         let msi = self.image.word(cap::MSI + 2);
         let msix = self.image.word(cap::MSIX + 2);
         Signalling {
-            msix: msix & (bits::MSIX_ENABLE | bits::MSIX_MASK_ALL) == bits::MSIX_ENABLE,
+            msix: msix & bits::MSIX_ENABLE != 0,
+            msix_masked: msix & bits::MSIX_MASK_ALL != 0,
             msi: (msi & bits::MSI_ENABLE != 0)
                 .then_some(1 << (msi >> bits::MSI_MULTIPLE_ENABLE & 7).min(5)),
             intx_disabled: command & bits::INTX_DISABLE != 0,

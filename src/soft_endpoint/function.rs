@@ -103,8 +103,8 @@ impl Function {
         &self.interrupts
     }
 
-    /// Raises an interrupt vector by whichever of MSI-X, MSI and INTx is enabled; with INTx, and of MSI what is
-    /// beyond the vectors that the driver has, they are one.
+    /// Raises an interrupt vector by whichever of MSI-X, MSI and INTx is enabled. INTx has one, and of MSI those that
+    /// the driver has not enabled are the last that it has.
     pub fn raise(&self, vector: u16) {
         self.interrupts.raise(vector);
     }

@@ -41,8 +41,10 @@ impl InterruptKind {
 /// What configuration space says about interrupts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Signalling {
-    /// MSI-X Enable, and no Function Mask.
+    /// MSI-X Enable.
     pub msix: bool,
+    /// Function Mask of MSI-X.
+    pub msix_masked: bool,
     /// With MSI Enable, how many vectors Multiple Message Enable gives the function.
     pub msi: Option<u16>,
     /// Interrupt Disable.
@@ -124,8 +126,11 @@ impl Inner {
             _ if !self.signalling.messages => {}
             _ => {
                 let vector = vector.min(self.enabled_vectors(kind).saturating_sub(1));
-                if let Some(vector) = self.messages(kind).get_mut(usize::from(vector)) {
-                    vector.signal();
+                let masked = kind == InterruptKind::Msix && self.signalling.msix_masked;
+                match self.messages(kind).get_mut(usize::from(vector)) {
+                    Some(vector) if masked => vector.pending = true,
+                    Some(vector) => vector.signal(),
+                    None => {}
                 }
             }
         }
@@ -140,7 +145,11 @@ impl Inner {
         }
     }
 
+    /// Signals what is pending and can be.
     fn settle_messages(&mut self, kind: InterruptKind) {
+        if kind == InterruptKind::Msix && self.signalling.msix_masked {
+            return;
+        }
         for vector in self.messages(kind) {
             if vector.pending && vector.trigger.is_some() {
                 vector.signal();
@@ -186,6 +195,7 @@ impl Interrupts {
             inner.intx.pending = false;
         }
         inner.settle_intx();
+        inner.settle_messages(InterruptKind::Msix);
     }
 
     /// Gives descriptors to the vectors from `first` on, or takes them away.

@@ -43,7 +43,7 @@ use crate::host::soft::SoftHost;
 use crate::listen::{ListenError, SocketFile};
 use crate::spec::EndpointId;
 
-pub use device::Device;
+pub use device::{Device, NoSuchRegister, Place};
 pub use function::{Enabled, Function, RegisterBlock};
 pub use interrupts::{InterruptKind, Interrupts};
 pub use pri::PageRequestInterface;

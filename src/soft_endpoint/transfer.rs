@@ -13,8 +13,8 @@ use crate::host::soft::{ThreadWaker, Transfer};
 use crate::soft_endpoint::function::{Enabled, Function};
 use crate::spec::Iova;
 
-/// Bytes moved at once. Small enough to stay in a cache between the two halves of a copy, and to be stopped soon.
-const PIECE: usize = 32 << 10;
+/// Bytes moved at once. Small enough to stay in the first cache between the two halves of a copy, and to be stopped soon.
+const PIECE: usize = 16 << 10;
 
 /// Tells a thread that moves bytes to stop.
 #[derive(Default)]
@@ -103,12 +103,42 @@ impl<'a> Mover<'a> {
         (result.0.map(|()| checksum(hasher)), result.1)
     }
 
-    /// Copies.
+    /// Copies: directly as far as that goes, and where it does not a piece by accesses, which wait and fail as they must.
     pub(super) fn copy(&mut self, from: u64, to: u64, size: u64) -> (Result<(), Failure>, u64) {
-        self.each_piece(size, |mover, offset, buffer| {
-            mover.access(from, offset, Transfer::Read(buffer), Failure::Source)?;
-            mover.access(to, offset, Transfer::Write(buffer), Failure::Destination)
-        })
+        let mut done = 0;
+        while done < size {
+            let moved = self.copy_directly(from, to, done, size - done);
+            if moved > 0 {
+                done += moved;
+                continue;
+            }
+            let piece = (size - done).min(PIECE as u64);
+            let (result, moved) = self.each_piece(piece, |mover, offset, buffer| {
+                let offset = done + offset;
+                mover.access(from, offset, Transfer::Read(buffer), Failure::Source)?;
+                mover.access(to, offset, Transfer::Write(buffer), Failure::Destination)
+            });
+            done += moved;
+            if result.is_err() {
+                return (result, done);
+            }
+        }
+        (Ok(()), done)
+    }
+
+    /// How many bytes could be copied at once.
+    fn copy_directly(&self, from: u64, to: u64, offset: u64, left: u64) -> u64 {
+        let enabled = self.function.enabled().contains(Enabled::BUS_MASTER);
+        let (Some(from), Some(to)) = (from.checked_add(offset), to.checked_add(offset)) else {
+            return 0;
+        };
+        if !enabled || self.stop.is_asked() {
+            return 0;
+        }
+        let requester = self.function.requester();
+        let length = usize::try_from(left).unwrap_or(usize::MAX);
+        let host = self.function.host();
+        host.copy_mapped(requester, Iova(from), Iova(to), length) as u64
     }
 
     fn each_piece(

@@ -96,6 +96,23 @@ fn what_is_not_mapped_fails_and_is_reported() {
 }
 
 #[test]
+fn a_copy_that_meets_a_gap_has_moved_what_is_before_it() {
+    let fixture = Fixture::new();
+    fixture.map(0x1000, 0x1000, 0x5000, RW);
+    fixture.map(0x8000, 0x2000, 0x10_0000, RW);
+    let mut driver = fixture.driver();
+    let failed = driver.run(command::COPY, 0x1800, 0x8000, 0x1000);
+    assert_eq!(failed, status::COPY_FAIL | status::SRC_ADDR_INVALID);
+    assert_eq!(fixture.faults(), [Iova(0x2000)]);
+    assert_eq!(fixture.bytes(0x10_0000, 0x800), [5; 0x800]);
+    assert_eq!(fixture.bytes(0x10_0800, 0x800), [0; 0x800]);
+    // And the other way round, with the gap where it is written.
+    let failed = driver.run(command::COPY, 0x8000, 0x1800, 0x1000);
+    assert_eq!(failed, status::COPY_FAIL | status::DST_ADDR_INVALID);
+    assert_eq!(fixture.faults(), [Iova(0x2000)]);
+}
+
+#[test]
 fn there_is_no_dma_without_bus_mastering() {
     let fixture = Fixture::new();
     fixture.map(0, 0x1000, 0x5000, RW);

@@ -144,6 +144,20 @@ fn a_message_raised_without_a_descriptor_is_pending_until_there_is_one() {
 }
 
 #[test]
+fn a_masked_function_keeps_its_messages_and_leaves_the_wire_alone() {
+    let fixture = Fixture::new();
+    let mut driver = fixture.driver();
+    let wire = driver.set_triggers(INTX, 1);
+    let events = driver.set_triggers(MSIX, 2);
+    driver.write_config(MSIX_CONTROL, MSIX_ENABLE | 1 << 14);
+    raise(&mut driver, command::RAISE_MSIX, MSIX, 2);
+    assert_eq!(signals(&events), [0, 0]);
+    driver.write_config(MSIX_CONTROL, MSIX_ENABLE);
+    assert_eq!(signals(&events), [0, 1]);
+    assert_eq!(signals(&wire), [0]);
+}
+
+#[test]
 fn the_doorbell_interrupts_while_it_is_armed() {
     let fixture = Fixture::new();
     let mut driver = fixture.driver();

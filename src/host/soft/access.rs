@@ -6,7 +6,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::device::mapping::SharedMappings;
+use crate::device::mapping::{Mapping, SharedMappings};
 use crate::host::soft::book::{Book, PendingResponse};
 use crate::host::{EndpointProperties, Fault, PageRequest, PageRequests, Requester};
 use crate::spec::{
@@ -172,8 +172,8 @@ impl Endpoint {
         self.views.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Transfers what one look at the table allows, from byte `done` on. The locks are held until the bytes
-    /// have moved: when UNMAP, DETACH or a change of memory returns, no access still uses what it removed.
+    /// Transfers what is mapped from byte `done` on, up to a chunk. The locks are held until the bytes have moved: when
+    /// UNMAP, DETACH or a change of memory returns, no access still uses what it removed.
     pub(super) fn attempt(
         &self,
         requester: Requester,
@@ -197,52 +197,76 @@ impl Endpoint {
                 access,
             });
         };
-        let (gpa, count, table) = match views.get(requester.pasid) {
+        let moved = match views.get(requester.pasid) {
             View::Blocked => {
                 report(Reason::Domain, iova);
                 return Err(AccessError::Blocked(iova));
             }
-            View::Bypass => (Gpa(iova.0), left.min(CHUNK), None),
+            View::Bypass => transfer.carry_out(&read(memory), Gpa(iova.0), done, left.min(CHUNK)),
             View::Domain {
                 mappings,
                 page_requests,
                 ..
-            } => {
-                let table = read(mappings);
-                match table.lookup(iova) {
-                    Some(m) if m.flags.contains(transfer.needed()) => {
-                        let room = usize::try_from(m.range.last.0 - iova.0)
-                            .unwrap_or(usize::MAX)
-                            .saturating_add(1);
-                        (m.translate(iova), left.min(CHUNK).min(room), Some(table))
+            } => match move_mapped(mappings, memory, iova, transfer, done) {
+                Ok(moved) => moved,
+                // The table is not locked any more: MAP would wait for the book.
+                Err(found) => {
+                    if *page_requests == PageRequests::Reported {
+                        let page = PageRequest {
+                            address: iova,
+                            access,
+                            length: u32::try_from(left).unwrap_or(u32::MAX),
+                        };
+                        return Ok(Attempt::Raised(book.raise(requester, vec![page])));
                     }
-                    // The book must not be told with the table locked: MAP would wait for it.
-                    found => {
-                        drop(table);
-                        if *page_requests == PageRequests::Reported {
-                            let page = PageRequest {
-                                address: iova,
-                                access,
-                                length: u32::try_from(left).unwrap_or(u32::MAX),
-                            };
-                            return Ok(Attempt::Raised(book.raise(requester, vec![page])));
-                        }
-                        report(Reason::Mapping, iova);
-                        return Err(match found {
-                            Some(_) => AccessError::Permission(iova),
-                            None => AccessError::Translation(iova),
-                        });
-                    }
+                    report(Reason::Mapping, iova);
+                    return Err(match found {
+                        Some(_) => AccessError::Permission(iova),
+                        None => AccessError::Translation(iova),
+                    });
                 }
-            }
+            },
         };
-        let moved = transfer.carry_out(&read(memory), gpa, done, count);
-        drop(table);
         if moved == 0 {
             report(Reason::Unknown, iova);
             return Err(AccessError::NoMemory(iova));
         }
         Ok(Attempt::Moved(moved))
+    }
+}
+
+/// Moves what mappings that follow each other allow, up to a chunk; says how many bytes there was memory for. The error
+/// is the mapping at the first byte that does not allow it, if there is one.
+fn move_mapped(
+    mappings: &SharedMappings,
+    memory: &SharedMemory,
+    iova: Iova,
+    transfer: &mut Transfer<'_>,
+    done: usize,
+) -> Result<usize, Option<Mapping>> {
+    let needed = transfer.needed();
+    let wanted = (transfer.len() - done).min(CHUNK);
+    let table = read(mappings);
+    let mut mapping = match table.lookup(iova) {
+        Some(mapping) if mapping.flags.contains(needed) => mapping,
+        found => return Err(found),
+    };
+    let memory = read(memory);
+    let mut moved = 0;
+    loop {
+        let at = Iova(iova.0 + moved as u64);
+        let room = usize::try_from(mapping.range.last.0 - at.0).unwrap_or(usize::MAX);
+        let count = (wanted - moved).min(room.saturating_add(1));
+        let now = transfer.carry_out(&memory, mapping.translate(at), done + moved, count);
+        moved += now;
+        if now < count || moved == wanted {
+            return Ok(moved);
+        }
+        // An access does not wrap: there is an address behind the mapping.
+        mapping = match table.lookup(Iova(iova.0 + moved as u64)) {
+            Some(next) if next.flags.contains(needed) => next,
+            _ => return Ok(moved),
+        };
     }
 }
 

@@ -22,6 +22,7 @@
 mod access;
 mod book;
 mod cache;
+mod copy;
 mod port;
 #[cfg(test)]
 mod tests;

@@ -133,7 +133,7 @@ class EduTest(PassthroughTest):
         self.assert_free(second)
 
     def test_devices_that_share_a_group_are_refused(self):
-        """Two functions behind a bridge to conventional PCI: the IOMMU takes their accesses for the bridge's."""
+        # Behind a bridge to conventional PCI: the IOMMU takes their accesses for the bridge's.
         _, one, two, _ = functions(EDU)
         with self.assertRaises(EOFError):
             self.start_passthrough(f"{one}={ONE}", f"{two}={TWO}")

@@ -39,8 +39,8 @@ pub enum SetupError {
     DeviceInUse(u32, EndpointId),
     /// The device shares its IOMMU group with that of another endpoint.
     #[error(
-        "endpoint {0} is in IOMMU group {1}, as endpoint {2} is: the IOMMU cannot tell their accesses apart, so they cannot \
-         be in different domains; give the guest one of them only, or devices behind ports with ACS"
+        "endpoint {0} is in IOMMU group {1}, as endpoint {2} is: the IOMMU cannot tell their accesses apart, so they \
+         cannot be in different domains; give the guest one of them only, or devices behind ports with ACS"
     )]
     SharesGroup(EndpointId, u32, EndpointId),
     /// The device cannot be attached: the endpoint, why.

@@ -4,8 +4,11 @@ and on two processors. Every test fails when the guest's log has a report: `Func
 
 import test_dma
 import test_lifecycle
+import test_page_request_corners
+import test_page_request_ends
 import test_page_requests
 import test_pasids
+import test_suspend
 from harness import lab
 from harness.machine import Machine
 from harness.testcase import FunctionalTest
@@ -68,4 +71,19 @@ class PatchedDriverLifecycleTest(DebugKernel, test_lifecycle.LifecycleTest):
 
 
 class PasidTest(DebugKernel, test_pasids.PasidTest):
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+
+class PatchedDriverCornerTest(DebugKernel, test_page_request_corners.PageRequestCornerTest):
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+
+class PatchedDriverEndTest(DebugKernel, test_page_request_ends.PageRequestEndTest):
+    kernel = staticmethod(lab.debug_patched_kernel)
+    # vfio-pci and pciehp take their locks in a circle when a device is unplugged (Linux 7.2; the stock kernel with the
+    # stock driver has the same report).
+    test_endpoint_is_unplugged = None
+
+
+class PatchedDriverSuspendTest(DebugKernel, test_suspend.SuspendTest):
     kernel = staticmethod(lab.debug_patched_kernel)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Guest memory that comes and goes while the guest runs."""
+
+from harness.guest import pattern
+from harness.testcase import UNKNOWN_TO_GUEST, FunctionalTest
+
+# QEMU puts the first module above 4 GiB where the guest has no memory there.
+FIRST = 1 << 32
+LENGTH = 256 << 20
+
+
+class MemoryHotPlugTest(FunctionalTest):
+    def test_module_of_memory_comes_and_goes(self):
+        machine, guest, control = self.start(extra=("-m", "512M,slots=1,maxmem=2G"))
+        data = pattern(5, 8192)
+
+        def regions() -> list[tuple[int, int]]:
+            return [(region["gpa"], region["length"]) for region in control.status()["memory"]]
+
+        before = regions()
+        self.assert_refused("TranslationFault", control.dma_write, UNKNOWN_TO_GUEST, FIRST, data)
+        machine.qmp("object-add", **{"qom-type": "memory-backend-memfd", "id": "more", "size": LENGTH, "share": True})
+        machine.qmp("device_add", driver="pc-dimm", id="module", memdev="more")
+        self.wait_until("the memory", lambda: (FIRST, LENGTH) in regions())
+        self.assertEqual(set(before), set(regions()) - {(FIRST, LENGTH)})
+        # Both ends, in bypass.
+        for address in (FIRST, FIRST + LENGTH - len(data)):
+            control.dma_write(UNKNOWN_TO_GUEST, address, data)
+            self.assertEqual(machine.read_physical(address, len(data)), data)
+
+        # The guest has not begun to use it, and lets it go.
+        machine.qmp("device_del", id="module")
+        machine.wait_event("DEVICE_DELETED")
+        self.wait_until("its end", lambda: regions() == before)
+        self.assert_refused("TranslationFault", control.dma_write, UNKNOWN_TO_GUEST, FIRST, data)
+        self.assert_clean(control)

@@ -156,9 +156,16 @@ fn bdf(id: u32) -> u16 {
     id as u16
 }
 
+/// Every function of the bus that `first` is on.
+fn functions(first: EndpointId) -> impl Iterator<Item = EndpointId> {
+    (first.0..=first.0 | 0xff).map(EndpointId)
+}
+
 /// `vhost-device-iommu viot`.
 pub fn run(args: &ViotArgs) -> Result<(), ViotError> {
-    let table = table(args.iommu, &args.endpoints)?;
+    let on_buses = args.buses.iter().copied().flat_map(functions);
+    let endpoints: Vec<_> = args.endpoints.iter().copied().chain(on_buses).collect();
+    let table = table(args.iommu, &endpoints)?;
     match &args.output {
         Some(path) => write_file(path, &table),
         None => {
@@ -209,6 +216,15 @@ mod tests {
         assert_eq!(
             ranges(id("00:04.0"), &endpoints).expect("ranges"),
             [(0x2e, 0x30), (0x38, 0x38), (0x1_0000, 0x1_0000)]
+        );
+    }
+
+    #[test]
+    fn a_bus_is_one_range() {
+        let endpoints: Vec<_> = functions(id("01:00.0")).chain([id("00:05.0")]).collect();
+        assert_eq!(
+            ranges(id("00:04.0"), &endpoints).expect("ranges"),
+            [(0x28, 0x28), (0x100, 0x1ff)]
         );
     }
 

@@ -25,7 +25,7 @@ pub use values::number;
 
 const USAGE: &str = "\
 vhost-device-iommu {--socket-path <PATH> | --fd <N>} --endpoint <ID>... [OPTIONS]
-       vhost-device-iommu viot --iommu <BDF> --endpoint <BDF>... [-o <FILE>]
+       vhost-device-iommu viot --iommu <BDF> {--endpoint <BDF>|--bus <BUS>}... [-o <FILE>]
        vhost-device-iommu ctl <PATH> <COMMAND>...
        vhost-device-iommu check [--endpoint <ID,vfio=PATH>]... [--bind] [--json]";
 
@@ -121,6 +121,13 @@ Examples:
 
 Exit status: 0 with the answer on standard output; 1 with an error on standard error.";
 
+/// The first function of a bus: `01`, `0000:01`.
+fn first_of_bus(text: &str) -> Result<EndpointId, String> {
+    format!("{text}:00.0")
+        .parse()
+        .map_err(|_| "expected a bus in hexadecimal, such as 01 or 0000:01".to_owned())
+}
+
 /// `viot`.
 #[derive(Debug, clap::Args)]
 pub struct ViotArgs {
@@ -128,8 +135,17 @@ pub struct ViotArgs {
     #[arg(long, value_name = "BDF")]
     pub iommu: EndpointId,
     /// PCI address of an endpoint in the guest; repeat for more. Neighbours become one range
-    #[arg(long = "endpoint", value_name = "BDF", required = true)]
+    #[arg(
+        long = "endpoint",
+        value_name = "BDF",
+        required_unless_present = "buses"
+    )]
     pub endpoints: Vec<EndpointId>,
+    /// A bus in the guest, such as 01, all of whose functions are endpoints; repeat for more
+    ///
+    /// For the bus behind a root port, where devices come and go while the guest runs.
+    #[arg(long = "bus", value_name = "BUS", value_parser = first_of_bus)]
+    pub buses: Vec<EndpointId>,
     /// File to write; standard output otherwise
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,

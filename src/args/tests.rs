@@ -130,6 +130,12 @@ fn options_that_contradict_each_other_are_refused() {
 fn subcommands_need_no_socket() {
     let args = parse("viot --iommu 00:04.0 --endpoint 00:05.0 --endpoint 00:06.0").expect("viot");
     assert!(matches!(args.command, Some(Command::Viot(viot)) if viot.endpoints.len() == 2));
+    let args = parse("viot --iommu 00:04.0 --bus 01 --bus 0002:03").expect("viot");
+    let buses = vec![EndpointId(0x100), EndpointId(0x2_0300)];
+    assert!(matches!(args.command, Some(Command::Viot(viot)) if viot.buses == buses));
+    for wrong in ["viot --iommu 00:04.0 --bus 01:00.0", "viot --iommu 00:04.0"] {
+        assert!(parse(wrong).is_err(), "{wrong}");
+    }
     let args = parse("ctl /run/c dma-read endpoint=1 iova=-1").expect("ctl");
     assert!(matches!(args.command, Some(Command::Ctl(ctl)) if ctl.command.len() == 3));
     parse("--print-capabilities").expect("capabilities");

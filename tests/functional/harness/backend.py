@@ -77,8 +77,8 @@ class Backend:
 
 
 def write_viot(program: pathlib.Path, path: pathlib.Path, iommu: str, endpoints: list[str]) -> None:
-    """Has the program under test write the ACPI table that names its endpoints."""
+    """Has the program under test write the ACPI table that names its endpoints: functions, or whole buses (`01`)."""
     command = [str(program), "viot", "--iommu", iommu]
     for endpoint in endpoints:
-        command += ["--endpoint", endpoint]
+        command += ["--endpoint" if ":" in endpoint else "--bus", endpoint]
     subprocess.run([*command, "-o", str(path)], check=True, stdin=subprocess.DEVNULL)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Guest memory that comes and goes while the guest runs."""
+"""Memory and endpoints that come and go while the guest runs."""
 
 from harness.guest import pattern
+from harness.machine import ENDPOINTS
 from harness.testcase import UNKNOWN_TO_GUEST, FunctionalTest
 
 # QEMU puts the first module above 4 GiB where the guest has no memory there.
@@ -9,7 +10,11 @@ FIRST = 1 << 32
 LENGTH = 256 << 20
 
 
-class MemoryHotPlugTest(FunctionalTest):
+BUS = "01"
+PLUGGED = "01:00.0"
+
+
+class HotPlugTest(FunctionalTest):
     def test_module_of_memory_comes_and_goes(self):
         machine, guest, control = self.start(extra=("-m", "512M,slots=1,maxmem=2G"))
         data = pattern(5, 8192)
@@ -33,4 +38,26 @@ class MemoryHotPlugTest(FunctionalTest):
         machine.wait_event("DEVICE_DELETED")
         self.wait_until("its end", lambda: regions() == before)
         self.assert_refused("TranslationFault", control.dma_write, UNKNOWN_TO_GUEST, FIRST, data)
+        self.assert_clean(control)
+
+    def test_endpoint_comes_goes_and_comes_on_a_bus_that_the_viot_names(self):
+        backend = self.start_backend(endpoints=(ENDPOINTS[0],))
+        # The lab kernel knows PCI Express' own way alone.
+        extra = ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
+        extra += ["-device", "pcie-root-port,id=rp0,chassis=1,addr=2.0"]
+        machine = self.start_machine(
+            backend, endpoints=(ENDPOINTS[0], BUS), edus=(ENDPOINTS[0],), extra=extra
+        )
+        guest, control = machine.guest, backend.control
+        guest.load("virtio_iommu")
+        for _ in range(2):
+            # The device first would be one that the IOMMU does not know.
+            control.execute("endpoint-add", endpoint=PLUGGED)
+            machine.qmp("device_add", driver="edu", id="plugged", bus="rp0")
+            self.wait_until("the endpoint", lambda: PLUGGED in guest.group_types())
+            self.assertEqual(control.endpoint(PLUGGED)["state"], "attached")
+            machine.qmp("device_del", id="plugged")
+            machine.wait_event("DEVICE_DELETED")
+            control.execute("endpoint-remove", endpoint=PLUGGED)
+        self.assertIn(ENDPOINTS[0], guest.group_types())
         self.assert_clean(control)

@@ -3,11 +3,13 @@
 and on two processors. Every test fails when the guest's log has a report: `FunctionalTest._check`."""
 
 import test_dma
+import test_fault_engine
 import test_lifecycle
 import test_page_request_corners
 import test_page_request_ends
 import test_page_requests
 import test_pasids
+import test_pci_endpoint
 import test_suspend
 from harness import lab
 from harness.machine import Machine
@@ -87,3 +89,15 @@ class PatchedDriverEndTest(DebugKernel, test_page_request_ends.PageRequestEndTes
 
 class PatchedDriverSuspendTest(DebugKernel, test_suspend.SuspendTest):
     kernel = staticmethod(lab.debug_patched_kernel)
+
+
+class FaultEnginePageRequestTest(DebugKernel, test_fault_engine.PageRequestTest):
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+
+class FaultEngineMisuseTest(DebugKernel, test_fault_engine.MisuseTest):
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+
+class PciEndpointTest(DebugKernel, test_pci_endpoint.PciEndpointTest):
+    kernel = staticmethod(lab.debug_kernel)

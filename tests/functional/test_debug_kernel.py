@@ -2,14 +2,17 @@
 """The tests of the drivers again, on a kernel that checks itself (guest/kernel/debug.config: lockdep, KASAN and others)
 and on two processors. Every test fails when the guest's log has a report: `FunctionalTest._check`."""
 
+import test_bypass
 import test_dma
 import test_fault_engine
 import test_lifecycle
+import test_load
 import test_page_request_corners
 import test_page_request_ends
 import test_page_requests
 import test_pasids
 import test_pci_endpoint
+import test_probe
 import test_suspend
 from harness import lab
 from harness.machine import Machine
@@ -66,6 +69,18 @@ class PatchedDriverPageRequestTest(DebugKernel, test_page_requests.PageRequestTe
         guest.run("detach one")
         checking = [line.split()[-1] for line in guest.lines("cat /proc/lockdep_stats") if "debug_locks:" in line]
         self.assertEqual(checking, ["1"])
+
+
+class StockDriverBypassTest(DebugKernel, test_bypass.BypassTest):
+    kernel = staticmethod(lab.debug_kernel)
+
+
+class StockDriverProbeTest(DebugKernel, test_probe.ProbeTest):
+    kernel = staticmethod(lab.debug_kernel)
+
+
+class StockDriverLoadTest(DebugKernel, test_load.LoadTest):
+    kernel = staticmethod(lab.debug_kernel)
 
 
 class PatchedDriverLifecycleTest(DebugKernel, test_lifecycle.LifecycleTest):

@@ -2,12 +2,14 @@
 """Memory and endpoints that come and go while the guest runs."""
 
 from harness.guest import pattern
-from harness.machine import ENDPOINTS
+from harness.machine import ENDPOINTS, Machine
 from harness.testcase import UNKNOWN_TO_GUEST, FunctionalTest
 
 # QEMU puts the first module above 4 GiB where the guest has no memory there.
 FIRST = 1 << 32
 LENGTH = 256 << 20
+# Linux' unit of memory that comes and goes, on x86.
+BLOCK = 128 << 20
 
 
 BUS = "01"
@@ -33,12 +35,23 @@ class HotPlugTest(FunctionalTest):
             control.dma_write(UNKNOWN_TO_GUEST, address, data)
             self.assertEqual(machine.read_physical(address, len(data)), data)
 
-        # The guest has not begun to use it, and lets it go.
+        # The guest knows of it and does not use it yet: it lets it go.
+        block = f"memory{FIRST // BLOCK}"
+        self.wait_until("the guest", lambda: block in guest.lines("ls /sys/devices/system/memory"))
         machine.qmp("device_del", id="module")
         machine.wait_event("DEVICE_DELETED")
         self.wait_until("its end", lambda: regions() == before)
         self.assert_refused("TranslationFault", control.dma_write, UNKNOWN_TO_GUEST, FIRST, data)
         self.assert_clean(control)
+
+    def is_let_go(self, machine: Machine, name: str) -> bool:
+        """Asks the guest to let a device go. QEMU refuses while the guest is not done with its coming."""
+        try:
+            machine.qmp("device_del", id=name)
+        except RuntimeError as error:
+            self.assertIn("guest is busy", str(error))
+            return False
+        return True
 
     def test_endpoint_comes_goes_and_comes_on_a_bus_that_the_viot_names(self):
         backend = self.start_backend(endpoints=(ENDPOINTS[0],))
@@ -56,7 +69,7 @@ class HotPlugTest(FunctionalTest):
             machine.qmp("device_add", driver="edu", id="plugged", bus="rp0")
             self.wait_until("the endpoint", lambda: PLUGGED in guest.group_types())
             self.assertEqual(control.endpoint(PLUGGED)["state"], "attached")
-            machine.qmp("device_del", id="plugged")
+            self.wait_until("the slot", lambda: self.is_let_go(machine, "plugged"))
             machine.wait_event("DEVICE_DELETED")
             control.execute("endpoint-remove", endpoint=PLUGGED)
         self.assertIn(ENDPOINTS[0], guest.group_types())

@@ -9,7 +9,7 @@ pub struct Figure {
     pub ours: String,
     /// What it is held against: its name and value, and the ratio.
     pub beside: Option<(String, f64)>,
-    /// What we want.
+    /// What we want; empty where the figure is only shown.
     pub goal: &'static str,
     /// Whether we have it.
     pub met: bool,
@@ -29,7 +29,11 @@ pub fn print(figures: &[Figure]) {
             figure.what,
             figure.ours,
             figure.goal,
-            if figure.met { "met" } else { "MISSED" }
+            match figure.met {
+                _ if figure.goal.is_empty() => "",
+                true => "met",
+                false => "MISSED",
+            }
         );
     }
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 /* The VFIO commands: devices, address spaces and the buffers in them, each under the name that the tests gave it. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "init.h"
 #include "vfio.h"
@@ -214,6 +216,22 @@ static void keep_buffer(struct named_space *space, struct buffer *buffer)
 	space->buffers = buffer;
 }
 
+/* Maps a buffer that is in no address space yet, and keeps it, or frees it; answers. */
+static void map_buffer(struct named_space *space, struct buffer *buffer, const char *access)
+{
+	bool read = strchr(access, 'r'), write = strchr(access, 'w');
+
+	if (!space_map(&space->space, buffer->iova, buffer->memory, buffer->length, read, write)) {
+		int reason = errno;
+		munmap(buffer->memory, buffer->length);
+		free(buffer);
+		errno = reason;
+		return fail_step();
+	}
+	keep_buffer(space, buffer);
+	ok("%s", "");
+}
+
 static void map(struct words words)
 {
 	struct named_space *space = find_space(words.word[0]);
@@ -225,16 +243,32 @@ static void map(struct words words)
 	struct buffer *buffer = new_buffer(iova, length, seed);
 	if (!buffer)
 		return fail_errno("a buffer of %llu bytes", (unsigned long long)length);
-	bool read = strchr(words.word[3], 'r'), write = strchr(words.word[3], 'w');
-	if (!space_map(&space->space, iova, buffer->memory, length, read, write)) {
-		int reason = errno;
-		munmap(buffer->memory, length);
+	map_buffer(space, buffer, words.word[3]);
+}
+
+/* Maps physical addresses, whether memory is there or not. */
+static void map_physical(struct words words)
+{
+	struct named_space *space = find_space(words.word[0]);
+	uint64_t iova, length, address;
+
+	if (!space || !number(words.word[1], &iova) || !number(words.word[2], &length) ||
+	    !number(words.word[4], &address))
+		return;
+	int fd = open("/dev/mem", O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return fail_errno("/dev/mem");
+	struct buffer *buffer = malloc(sizeof *buffer);
+	uint8_t *memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, address);
+	int reason = errno;
+	close(fd);
+	if (!buffer || memory == MAP_FAILED) {
 		free(buffer);
 		errno = reason;
-		return fail_step();
+		return fail_errno("/dev/mem at %#llx", (unsigned long long)address);
 	}
-	keep_buffer(space, buffer);
-	ok("%s", "");
+	*buffer = (struct buffer){ NULL, iova, length, memory };
+	map_buffer(space, buffer, words.word[3]);
 }
 
 static void add_buffer(struct words words)
@@ -356,6 +390,7 @@ const struct command vfio_commands[] = {
 	{ "detach", 1, 1, detach },
 	{ "ranges", 1, 1, show_ranges },
 	{ "map", 5, 5, map },
+	{ "map-physical", 5, 5, map_physical },
 	{ "buffer", 4, 4, add_buffer },
 	{ "verify", 4, 4, verify },
 	{ "peek", 3, 3, peek },

@@ -98,10 +98,18 @@ static void write_file(struct words words)
 	ok("%s", "");
 }
 
+static void remove_file(struct words words)
+{
+	if (unlink(words.word[0]))
+		return fail_errno("%s", words.word[0]);
+	ok("%s", "");
+}
+
 const struct command file_commands[] = {
 	{ "cat", 1, 1, cat },
 	{ "ls", 1, 1, ls },
 	{ "readlink", 1, 1, show_link },
 	{ "write", 1, -1, write_file },
+	{ "remove", 1, 1, remove_file },
 	{ NULL, 0, 0, NULL },
 };

@@ -36,6 +36,8 @@ extern const struct command system_commands[];
 
 /* Runs the command that the first word names; false when its answer was an error. */
 bool run_words(struct words words);
+/* Waits until the answers have left: what ends the machine's life would swallow them. */
+void drain_line(void);
 /* Closes all files but the first three, the command line too: answers go nowhere from here on. */
 void drop_line(void);
 

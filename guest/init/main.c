@@ -127,6 +127,11 @@ bool run_words(struct words words)
 	return false;
 }
 
+void drain_line(void)
+{
+	tcdrain(fileno(out));
+}
+
 void drop_line(void)
 {
 	close_range(STDERR_FILENO + 1, ~0U, 0);

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-/* Modules, the DMA map benchmark, programs, the clock, reboot. */
+/* Modules, the DMA map benchmark, programs, the clock, reboot, the kernel after this one. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/kexec.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/reboot.h>
 #include <sys/syscall.h>
@@ -132,6 +134,43 @@ static void power_off(struct words words)
 	reboot(RB_POWER_OFF);
 }
 
+/* The kernel that comes after this one. */
+static void load_kernel(struct words words)
+{
+	bool for_crash = !strcmp(words.word[2], "crash");
+	const char *command_line = join(words, 3);
+
+	if (!for_crash && strcmp(words.word[2], "kexec"))
+		return fail("%s is neither kexec nor crash", words.word[2]);
+	int kernel = open(words.word[0], O_RDONLY | O_CLOEXEC);
+	int initramfs = open(words.word[1], O_RDONLY | O_CLOEXEC);
+	long failed = syscall(SYS_kexec_file_load, kernel, initramfs, strlen(command_line) + 1, command_line,
+			      for_crash ? KEXEC_FILE_ON_CRASH : 0UL);
+	int reason = errno;
+	close(kernel);
+	close(initramfs);
+	errno = reason;
+	if (failed)
+		return fail_errno("kexec_file_load of %s and %s", words.word[0], words.word[1]);
+	ok("%s", "");
+}
+
+static void go_on(struct words words)
+{
+	(void)words;
+	ok("%s", "");
+	drain_line();
+	reboot(RB_KEXEC);
+}
+
+static void crash(struct words words)
+{
+	(void)words;
+	ok("%s", "");
+	drain_line();
+	spit("/proc/sysrq-trigger", "c");
+}
+
 const struct command system_commands[] = {
 	{ "insmod", 1, -1, load_module },
 	{ "rmmod", 1, 1, unload_module },
@@ -140,5 +179,8 @@ const struct command system_commands[] = {
 	{ "clock", 0, 0, show_clock },
 	{ "reboot", 0, 0, restart },
 	{ "poweroff", 0, 0, power_off },
+	{ "kexec-load", 4, -1, load_kernel },
+	{ "kexec", 0, 0, go_on },
+	{ "crash", 0, 0, crash },
 	{ NULL, 0, 0, NULL },
 };

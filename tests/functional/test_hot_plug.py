@@ -11,6 +11,8 @@ LENGTH = 256 << 20
 # Linux' unit of memory that comes and goes, on x86.
 BLOCK = 128 << 20
 
+IOVA = 0x100_0000
+PAGE = 0x1000
 
 BUS = "01"
 PLUGGED = "01:00.0"
@@ -26,8 +28,7 @@ class HotPlugTest(FunctionalTest):
 
         before = regions()
         self.assert_refused("TranslationFault", control.dma_write, UNKNOWN_TO_GUEST, FIRST, data)
-        machine.qmp("object-add", **{"qom-type": "memory-backend-memfd", "id": "more", "size": LENGTH, "share": True})
-        machine.qmp("device_add", driver="pc-dimm", id="module", memdev="more")
+        machine.plug_memory(LENGTH)
         self.wait_until("the memory", lambda: (FIRST, LENGTH) in regions())
         self.assertEqual(set(before), set(regions()) - {(FIRST, LENGTH)})
         # Both ends, in bypass.
@@ -36,12 +37,29 @@ class HotPlugTest(FunctionalTest):
             self.assertEqual(machine.read_physical(address, len(data)), data)
 
         # The guest knows of it and does not use it yet: it lets it go.
-        block = f"memory{FIRST // BLOCK}"
-        self.wait_until("the guest", lambda: block in guest.lines("ls /sys/devices/system/memory"))
-        machine.qmp("device_del", id="module")
-        machine.wait_event("DEVICE_DELETED")
+        self.assertIn(f"memory{FIRST // BLOCK}", guest.lines("ls /sys/devices/system/memory"))
+        machine.unplug_memory()
         self.wait_until("its end", lambda: regions() == before)
         self.assert_refused("TranslationFault", control.dma_write, UNKNOWN_TO_GUEST, FIRST, data)
+        self.assert_clean(control)
+
+    def test_mapping_waits_for_memory(self):
+        machine, guest, control = self.start(extra=("-m", "512M,slots=1,maxmem=2G"))
+        guest.only_containers()
+        self.attach_vfio(guest, "dev", ENDPOINTS[0], "space")
+        guest.map_physical("space", IOVA, 2 * PAGE, "rw", FIRST)
+        guest.map_physical("space", IOVA + 2 * PAGE, PAGE, "r", FIRST + LENGTH - PAGE)
+        data, memory = pattern(6, 2 * PAGE), len(control.status()["memory"])
+        for _ in range(2):
+            for iova in (IOVA, IOVA + 2 * PAGE):
+                self.assert_refused("TranslationFault", control.dma_read, ENDPOINTS[0], iova, 16)
+            machine.plug_memory(LENGTH)
+            control.dma_write(ENDPOINTS[0], IOVA, data)
+            self.assertEqual(machine.read_physical(FIRST, 2 * PAGE), data)
+            self.assertEqual(control.dma_read(ENDPOINTS[0], IOVA + 2 * PAGE, 16), bytes(16))
+            self.assert_refused("PermissionFault", control.dma_write, ENDPOINTS[0], IOVA + 2 * PAGE, data)
+            machine.unplug_memory()
+            self.wait_until("its end", lambda: len(control.status()["memory"]) == memory)
         self.assert_clean(control)
 
     def is_let_go(self, machine: Machine, name: str) -> bool:

@@ -90,6 +90,15 @@ class Guest:
     def map(self, space: str, iova: int, length: int, access: str, seed: int) -> None:
         self.run(f"map {space} {iova:#x} {length:#x} {access} {seed}")
 
+    def only_containers(self) -> None:
+        """From here on VFIO is used through containers. Those map memory of devices, and what may become memory, which
+        iommufd does not."""
+        self.run("remove /dev/iommu")
+        self.run("write /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts 1")
+
+    def map_physical(self, space: str, iova: int, length: int, access: str, address: int) -> None:
+        self.run(f"map-physical {space} {iova:#x} {length:#x} {access} {address:#x}")
+
     def unmap(self, space: str, iova: int, length: int) -> None:
         self.run(f"unmap {space} {iova:#x} {length:#x}")
 

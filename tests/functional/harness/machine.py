@@ -3,6 +3,7 @@
 
 import json
 import pathlib
+import re
 import socket
 import subprocess
 import time
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import lab
-from .guest import Guest
+from .guest import TIMEOUT, Guest
 from .lab import initramfs
 from .lines import Console, LineSocket
 from .modules import Modules
@@ -24,6 +25,10 @@ ENDPOINTS = ("00:05.0", "00:06.0")
 # processor for long enough to look like a lockup, or its timer like a broken one; a real one is found by the time limits
 # of the tests.
 COMMAND_LINE = "console=ttyS0 loglevel=6 panic=-1 nokaslr nowatchdog no_timer_check iommufd.allow_unsafe_interrupts=1"
+
+# A kernel that is there for a crash has a part of memory to itself.
+CRASH_KERNEL = "crashkernel=192M"
+NEXT_INITRAMFS = "next-initramfs"
 
 # What may be a module; kernels have some of it built in, or not at all.
 MODULES = ["virtio_iommu", "vfio_pci", "vfio_iommu_type1", "lkdtm", "pci_endpoint_test", "nvme"]
@@ -49,6 +54,8 @@ class MachineConfig:
     functions: dict[str, pathlib.Path] = field(default_factory=dict)
     # Files for the guest's root directory.
     programs: list[pathlib.Path] = field(default_factory=list)
+    # Whether the kernel and the initramfs are among them, for `Machine.go_on`.
+    next_kernel: bool = False
     extra: list[str] = field(default_factory=list)
 
 
@@ -93,7 +100,11 @@ class Machine:
         modules = Modules(config.kernel.modules)
         image = directory / "initramfs"
         files = [*modules.unpack(MODULES, directory / "modules"), *config.programs]
+        if config.next_kernel:
+            initramfs.write(directory / NEXT_INITRAMFS, lab.guest_init(), files)
+            files += [config.kernel.image, directory / NEXT_INITRAMFS]
         initramfs.write(image, lab.guest_init(), files)
+        self._kernel = config.kernel.image.name
         # One socket pair per channel: nothing to wait for, and the end of QEMU is the end of the file.
         ours, theirs = {}, {}
         for name in ("console", "guest", "qmp"):
@@ -156,6 +167,34 @@ class Machine:
         while name not in self._events:
             self._events.append(json.loads(self._qmp.receive(timeout))["event"])
         self._events.remove(name)
+
+    def go_on(self, way: str) -> None:
+        """Goes on with another kernel without a reset of the machine, in good order (`kexec`) or after a panic (`crash`,
+        with `CRASH_KERNEL` on the command line); waits for its init."""
+        self.guest.run(f"kexec-load /{self._kernel} /{NEXT_INITRAMFS} {way} {COMMAND_LINE}")
+        self.guest.run(way)
+        self.guest.wait_ready()
+        if NEXT_INITRAMFS in self.guest.lines("ls /"):
+            raise RuntimeError(f"{way}: the machine was reset")
+
+    @property
+    def kernel_log(self) -> str:
+        """What the guest's kernels have said, less the last words of one that was told to crash."""
+        return re.sub("sysrq: Trigger a crash.*?Linux version", "", self.console.text, flags=re.DOTALL)
+
+    def plug_memory(self, length: int) -> None:
+        """A module of memory, above 4 GiB, where `-m` leaves room; waits until the guest knows of it."""
+        self.qmp("object-add", **{"qom-type": "memory-backend-memfd", "id": "more", "size": length, "share": True})
+        self.qmp("device_add", driver="pc-dimm", id="module", memdev="more")
+        self.wait_event("ACPI_DEVICE_OST", TIMEOUT)
+
+    def unplug_memory(self) -> None:
+        """Takes the module out, which the guest must not use; waits until it has let go of it."""
+        self.qmp("device_del", id="module")
+        self.wait_event("DEVICE_DELETED", TIMEOUT)
+        # Then it asks whether the module is still there.
+        self.wait_event("ACPI_DEVICE_OST", TIMEOUT)
+        self.qmp("object-del", id="more")
 
     def read_physical(self, address: int, length: int) -> bytes:
         """Guest memory as QEMU sees it."""

@@ -64,7 +64,7 @@ class FunctionalTest(unittest.TestCase):
 
     def _check(self, machine: Machine) -> None:
         """What must never be in a guest's log."""
-        found = trouble.lines(machine.console.text)
+        found = trouble.lines(machine.kernel_log)
         self.assertFalse(found, "\n".join(["the guest's log:", *found]))
 
     def assert_clean(self, control: Control) -> None:

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""A kernel that follows another one without a reset of the machine."""
+
+from harness.guest import pattern
+from harness.machine import CRASH_KERNEL, ENDPOINTS
+from harness.testcase import FunctionalTest
+
+FIRST = ENDPOINTS[0]
+IOVA = 0x100_0000
+LENGTH = 0x4000
+
+
+class NextKernelTest(FunctionalTest):
+    def check(self, way: str) -> None:
+        """Nothing that one kernel has mapped is there for the driver of the next."""
+        machine, guest, control = self.start(command_line=CRASH_KERNEL, next_kernel=True)
+        self.attach_vfio(guest, "dev", FIRST, "space")
+        guest.map("space", IOVA, LENGTH, "rw", 1)
+        self.assertEqual(control.dma_read(FIRST, IOVA, LENGTH), pattern(1, LENGTH))
+        resets = control.counters()["resets"]
+
+        machine.go_on(way)
+        guest.load("virtio_iommu")
+        self.assertGreater(control.counters()["resets"], resets)
+        self.assertEqual(set(guest.group_types()), set(ENDPOINTS))
+        self.assert_refused("TranslationFault", control.dma_read, FIRST, IOVA, 16)
+        self.attach_vfio(guest, "dev", FIRST, "space")
+        guest.map("space", IOVA + LENGTH, LENGTH, "rw", 2)
+        self.assert_refused("TranslationFault", control.dma_read, FIRST, IOVA, 16)
+        self.assertEqual(control.dma_read(FIRST, IOVA + LENGTH, LENGTH), pattern(2, LENGTH))
+        self.assertEqual(control.counters()["connections"], 1)
+        self.assert_clean(control)
+
+    def test_kexec(self):
+        self.check("kexec")
+
+    def test_kernel_that_is_there_for_a_crash(self):
+        self.check("crash")

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Translations that a port keeps: PCI's Address Translation Cache.
+//! Translations that a port keeps: PCI's Address Translation Cache, or the IOMMU's own.
 
 use crate::device::mapping::{IovaRange, Mapping};
 use crate::spec::{DomainId, Iova, MapFlags, Pasid};
@@ -38,19 +38,14 @@ impl Cached {
 
 /// One slot a page, found by the low bits of its number: the later of two pages that meet takes it. A mapping
 /// of many pages takes a slot for each page that is used.
+#[derive(Default)]
 pub(super) struct Cache {
-    slots: Box<[Option<Cached>]>,
+    /// None before the first translation: most ports use one of their caches.
+    slots: Vec<Option<Cached>>,
     pub(super) counters: CacheCounters,
 }
 
 impl Cache {
-    pub(super) fn new() -> Self {
-        Self {
-            slots: vec![None; SLOTS].into(),
-            counters: CacheCounters::default(),
-        }
-    }
-
     fn slot(iova: Iova) -> usize {
         (iova.0 >> PAGE_BITS) as usize % SLOTS
     }
@@ -62,7 +57,8 @@ impl Cache {
         iova: Iova,
         needed: MapFlags,
     ) -> Option<Mapping> {
-        let found = self.slots[Self::slot(iova)]
+        let slot = self.slots.get(Self::slot(iova)).copied().flatten();
+        let found = slot
             .filter(|cached| cached.is_for(pasid, iova) && cached.mapping.flags.contains(needed));
         match found {
             Some(_) => self.counters.hits += 1,
@@ -72,6 +68,7 @@ impl Cache {
     }
 
     pub(super) fn insert(&mut self, iova: Iova, cached: Cached) {
+        self.slots.resize(SLOTS, None);
         self.slots[Self::slot(iova)] = Some(cached);
     }
 
@@ -94,14 +91,15 @@ impl Cache {
 
     /// Removes the translations that `matching` is true of.
     pub(super) fn invalidate_where(&mut self, matching: impl Fn(&Cached) -> bool) {
-        for slot in 0..SLOTS {
+        for slot in 0..self.slots.len() {
             self.remove(slot, &matching);
         }
     }
 
     fn remove(&mut self, slot: usize, matching: impl Fn(&Cached) -> bool) {
-        if self.slots[slot].as_ref().is_some_and(matching) {
-            self.slots[slot] = None;
+        let slot = self.slots.get_mut(slot);
+        if let Some(slot) = slot.filter(|slot| slot.as_ref().is_some_and(matching)) {
+            *slot = None;
             self.counters.invalidated += 1;
         }
     }

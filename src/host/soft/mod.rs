@@ -12,8 +12,8 @@
 //! Whoever takes something away takes the same lock for writing, and so waits for the accesses that use it.
 //! Accesses never wait for each other.
 //!
-//! A [`Port`] is for agents that access memory all the time: it keeps translations, as an endpoint with ATS does, and
-//! is invalidated by whoever takes one away.
+//! A [`Port`] is for agents that access memory all the time: it keeps translations, as an endpoint with ATS and an IOMMU
+//! do, and is invalidated by whoever takes one away.
 //!
 //! Waiting for the driver is a future: no lock can be held across it, and a thousand waiting accesses need no
 //! thousand threads. [`block_on`] is for callers that have a thread to spare.

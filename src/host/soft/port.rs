@@ -2,7 +2,7 @@
 //! A port: the way to memory of one agent of an endpoint, such as a DMA engine.
 //!
 //! ```text
-//! agent ── port: cached translations, guest memory ── the bytes move
+//! agent ── port: its caches, guest memory ── the bytes move
 //!            │ miss                        ▲
 //!            └── views, mapping table      └── UNMAP, ATTACH, DETACH, changes of memory: invalidate
 //! ```
@@ -11,6 +11,8 @@
 //! changes the table or the views first and then takes the lock of each port in turn to invalidate: so it has
 //! waited for the access that may still use the old translation, and a later one finds only the new state. A hit
 //! takes no other lock, and agents with ports of their own share no cache line.
+//!
+//! There are two caches: the endpoint's own, which is only for accesses with ATS, and the IOMMU's for all others.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,8 +35,8 @@ pub struct Access {
     /// READ or WRITE; EXEC and PRIVILEGED in addition. They are reported, and decide nothing: mappings have no
     /// such flags.
     pub kinds: EventFlags,
-    /// With a translation of the port's cache, which is made if it is not there: what PCI's ATS is. Otherwise the
-    /// cache is left alone.
+    /// With a translation of the endpoint's own cache, which is made if it is not there: what PCI's ATS is. Otherwise
+    /// with the IOMMU's, and the endpoint's is left alone.
     pub translated: bool,
 }
 
@@ -104,14 +106,31 @@ pub(super) struct PortState {
     inner: Mutex<Inner>,
     /// Others that want the lock. A mutex is not fair: an agent that never pauses would keep an UNMAP out.
     waiting: AtomicUsize,
-    /// An access was made since the cache was emptied last; changed with the lock held. A port without has nothing to
+    /// An access was made since the caches were emptied last; changed with the lock held. A port without has nothing to
     /// invalidate, and UNMAP passes it by: see [`PortState::is_used`].
     used: AtomicBool,
 }
 
 struct Inner {
     memory: GuestMemoryMmap,
-    cache: Cache,
+    /// The Address Translation Cache of the endpoint.
+    atc: Cache,
+    /// The part of the IOMMU's cache that serves this agent.
+    iotlb: Cache,
+}
+
+impl Inner {
+    fn cache(&mut self, translated: bool) -> &mut Cache {
+        match translated {
+            true => &mut self.atc,
+            false => &mut self.iotlb,
+        }
+    }
+
+    fn invalidate_where(&mut self, matching: impl Fn(&Cached) -> bool) {
+        self.atc.invalidate_where(&matching);
+        self.iotlb.invalidate_where(&matching);
+    }
 }
 
 impl PortState {
@@ -120,14 +139,15 @@ impl PortState {
             endpoint,
             inner: Mutex::new(Inner {
                 memory,
-                cache: Cache::new(),
+                atc: Cache::default(),
+                iotlb: Cache::default(),
             }),
             waiting: AtomicUsize::new(0),
             used: AtomicBool::new(false),
         }
     }
 
-    /// Whether it may have a translation of before, in its cache or in an access. [`publish_change`] comes first,
+    /// Whether it may have a translation of before, in a cache or in an access. [`publish_change`] comes first,
     /// and behind the change: then either this is true of an access that can have found the old state, or that
     /// access finds the new one.
     pub(super) fn is_used(&self) -> bool {
@@ -163,25 +183,27 @@ impl PortState {
 
     fn clear(&self) {
         let mut inner = self.lock();
-        inner.cache.clear();
+        inner.atc.clear();
+        inner.iotlb.clear();
         self.used.store(false, Ordering::Relaxed);
     }
 
     /// When this returns, no access through translations of the range is in flight, and none is cached. The
     /// table has lost them already.
     pub(super) fn invalidate_range(&self, domain: DomainId, range: IovaRange) {
-        self.lock().cache.invalidate_range(domain, range);
+        let mut inner = self.lock();
+        inner.atc.invalidate_range(domain, range);
+        inner.iotlb.invalidate_range(domain, range);
     }
 
     /// The same for everything that a requester had.
     pub(super) fn invalidate_requester(&self, pasid: Option<Pasid>) {
-        let matching = |cached: &Cached| cached.pasid == pasid;
-        self.lock().cache.invalidate_where(matching);
+        self.lock().invalidate_where(|cached| cached.pasid == pasid);
     }
 
     /// The same for everything.
     pub(super) fn invalidate_all(&self) {
-        self.lock().cache.invalidate_where(|_| true);
+        self.lock().invalidate_where(|_| true);
     }
 }
 
@@ -201,7 +223,7 @@ impl Port {
         }
     }
 
-    /// Empties the cache, as an endpoint does when its ATS is disabled.
+    /// Empties the caches, as an endpoint does with its own when its ATS is disabled.
     pub fn flush(&self) {
         self.state.clear();
     }
@@ -242,20 +264,17 @@ impl Port {
         iova: Iova,
     ) -> Result<Mapping, Denied> {
         let needed = access.needed();
-        if access.translated
-            && let Some(mapping) = inner.cache.find(access.pasid, iova, needed)
-        {
+        let cache = inner.cache(access.translated);
+        if let Some(mapping) = cache.find(access.pasid, iova, needed) {
             return Ok(mapping);
         }
         let (domain, mapping) = self.look_up(access, iova, needed)?;
-        if access.translated {
-            let cached = Cached {
-                pasid: access.pasid,
-                domain,
-                mapping,
-            };
-            inner.cache.insert(iova, cached);
-        }
+        let cached = Cached {
+            pasid: access.pasid,
+            domain,
+            mapping,
+        };
+        cache.insert(iova, cached);
         Ok(mapping)
     }
 
@@ -310,14 +329,14 @@ impl Port {
         }
     }
 
-    /// What the cache did.
+    /// What the endpoint's own cache did.
     pub fn counters(&self) -> CacheCounters {
-        self.state.lock().cache.counters
+        self.state.lock().atc.counters
     }
 
-    /// What is in the cache.
+    /// What is in the endpoint's own cache.
     pub fn cached(&self) -> Vec<Cached> {
-        self.state.lock().cache.entries().collect()
+        self.state.lock().atc.entries().collect()
     }
 
     fn requester(&self, pasid: Option<Pasid>) -> Requester {

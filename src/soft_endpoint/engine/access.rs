@@ -128,7 +128,7 @@ impl Runner<'_> {
                 let next = (at | (PAGE - 1)).saturating_add(1).min(end);
                 let asked = |page: &PageRequest| page.address.0 / PAGE == at / PAGE;
                 let port = &self.engine.port;
-                // The first one has just been missed. Others are looked at without keeping what is found.
+                // The first one has just been missed. What is found of others is not for the endpoint's own cache.
                 let untranslated = Access {
                     translated: false,
                     ..way.access

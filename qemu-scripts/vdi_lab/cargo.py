@@ -45,6 +45,11 @@ def test_backend() -> pathlib.Path:
     return build(["build", "--features", "iommufd-test", "--bin", "vhost-device-iommu"], "vhost-device-iommu")
 
 
+def odd_backend() -> pathlib.Path:
+    """The program that sends what drivers have to ignore."""
+    return build(["build", "--features", "odd-bits", "--bin", "vhost-device-iommu"], "vhost-device-iommu")
+
+
 def test_binary(name: str) -> pathlib.Path:
     """A test binary that wants a kernel with mock devices."""
     return build(["test", "--features", "iommufd-test", "--test", name, "--no-run"], name)

@@ -153,6 +153,7 @@ def guest(tally: Tally) -> None:
     """Linux guests behind the back-end, with the software host: stock ones, with the patched driver, and on a kernel
     that checks itself."""
     environment = {**os.environ, **lab_environment(), "PYTHONUNBUFFERED": "1"}
+    environment["VDI_ODD_BACKEND"] = str(cargo.odd_backend())
     try:
         environment |= patched_environment()
     except Missing as missing:

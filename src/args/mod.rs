@@ -343,6 +343,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "PATH", help_heading = "Operation")]
     pub qmp: Option<PathBuf>,
     /// How much to log to standard error: off, error, warn, info, debug or trace
+    ///
+    /// trace has the bytes of every request, as the driver sent it.
     #[arg(
         long,
         value_name = "LEVEL",

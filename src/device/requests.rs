@@ -93,6 +93,7 @@ impl<'a> Requests<'a> {
     /// [`super::MAX_READABLE`] bytes of it; `readable_len` and `writable_len` are the lengths of the two parts.
     pub fn execute(&mut self, readable: &[u8], readable_len: usize, writable_len: usize) -> Step {
         self.tally.requests += 1;
+        log::trace!("request {readable:02x?} with {writable_len} bytes for the answer");
         if !self.state.driver_ready {
             self.state.driver_ready = true;
             self.device.book().driver_is_ready();

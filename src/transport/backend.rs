@@ -25,6 +25,8 @@ use crate::sys;
 use crate::transport::fault_worker::FaultShared;
 use crate::transport::lifecycle::{Lifecycle, SystemResets};
 use crate::transport::memory::Regions;
+#[cfg(feature = "odd-bits")]
+use crate::transport::odd_bits::OddBatch;
 use crate::transport::polling::Polling;
 use crate::transport::requests::{DeviceBatch, Held, Served, Service};
 use crate::transport::ring::{Ring, RingError};
@@ -195,12 +197,11 @@ impl RequestWorker {
             notify,
             interrupted: || vring.is_wanted() || backend.is_closing(),
         };
+        let batch = || DeviceBatch::new(&backend.device);
+        #[cfg(feature = "odd-bits")]
+        let batch = || OddBatch::new(batch());
         let result: Result<_, RingError> = Ring::new(&memory, state.get_queue()).map(|mut ring| {
-            let served = service.run(
-                &mut ring,
-                || DeviceBatch::new(&backend.device),
-                || backend.faults.wake(),
-            );
+            let served = service.run(&mut ring, batch, || backend.faults.wake());
             (ring.saved(), served)
         });
         match result {

@@ -14,9 +14,12 @@ use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::Device;
+use crate::device::events::EventQueue;
 use crate::host::Host;
 use crate::poller::Poller;
 use crate::transport::event_queue::EventRing;
+#[cfg(feature = "odd-bits")]
+use crate::transport::odd_bits::OddEvents;
 use crate::transport::ring::{Ring, RingError};
 use crate::transport::vring::Vring;
 use crate::transport::{Memory, TransportError, new_event};
@@ -206,7 +209,10 @@ impl FaultShared {
     ) -> Result<bool, RingError> {
         for _ in 0..LOOKS {
             let mut queue = EventRing::new(ring);
-            *deadline = self.device.service_events(Some(&mut queue), Instant::now());
+            let events: &mut dyn EventQueue = &mut queue;
+            #[cfg(feature = "odd-bits")]
+            let events = &mut OddEvents(events);
+            *deadline = self.device.service_events(Some(events), Instant::now());
             let seen = queue.pending();
             let error = queue.error;
             if ring.wants_interrupt() {

@@ -19,6 +19,12 @@ pub mod fuzzing;
 mod guest;
 mod lifecycle;
 mod memory;
+#[cfg(any(feature = "odd-bits", test))]
+#[cfg_attr(
+    not(feature = "odd-bits"),
+    expect(dead_code, reason = "only its unit tests use it")
+)]
+mod odd_bits;
 mod polling;
 mod relay;
 mod requests;

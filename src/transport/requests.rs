@@ -266,5 +266,8 @@ fn settle(ring: &mut Ring<'_>, held: &mut Vec<Held>, status: Status) {
 
 /// R19: the reserved bytes are zero.
 fn tail(status: Status) -> [u8; TAIL_LEN] {
-    [status as u8, 0, 0, 0]
+    let tail = [status as u8, 0, 0, 0];
+    #[cfg(feature = "odd-bits")]
+    let tail = crate::transport::odd_bits::tail(tail);
+    tail
 }

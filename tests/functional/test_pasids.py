@@ -2,7 +2,6 @@
 """PASIDs in a Linux guest with the driver of guest/linux/: those of a software function, attached through VFIO."""
 
 from harness import lab
-from harness.control import Control
 from harness.engine import (
     FUNCTION,
     IOVA,
@@ -15,20 +14,11 @@ from harness.engine import (
     engine_register,
     fields,
 )
-from harness.guest import Guest, GuestError, pattern
+from harness.guest import GuestError, pattern
 
 
 class PasidTest(EngineTest):
     kernel = staticmethod(lab.patched_kernel)
-
-    def start_with_pasids(self, *pasids: int) -> tuple[Guest, Control]:
-        """Each PASID has an address space of its own, under its number."""
-        guest, control = self.start_attached(pasids=True)
-        for pasid in pasids:
-            guest.run(f"ioas {pasid}")
-            guest.run(f"table {pasid} one {pasid} pasids")
-            guest.run(f"attach-pasid one {pasid} {pasid}")
-        return guest, control
 
     def test_each_pasid_has_its_own_memory_at_the_same_address__x5_x7_x16(self):
         guest, control = self.start_with_pasids(5, 0xFFFFF)

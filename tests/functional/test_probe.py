@@ -63,7 +63,7 @@ class ProbeTest(FunctionalTest):
             )
         self.assert_clean(control)
 
-    def test_reserved_regions_are_holes_for_vfio(self):
+    def test_reserved_regions_are_holes_for_vfio__v60(self):
         _, guest, _ = self.start("--reserved-region", "0x20000000:0x2fffffff:0")
         self.attach_vfio(guest, "dev", ENDPOINTS[0], "space")
         ranges = [tuple(int(word, 16) for word in line.split()) for line in guest.lines("ranges space")]

@@ -58,6 +58,15 @@ class EngineTest(FunctionalTest):
         self.take_engines(guest)
         return guest, control
 
+    def start_with_pasids(self, *pasids: int) -> tuple[Guest, Control]:
+        """Each PASID has an address space of its own, under its number."""
+        guest, control = self.start_attached(pasids=True)
+        for pasid in pasids:
+            guest.run(f"ioas {pasid}")
+            guest.run(f"table {pasid} one {pasid} pasids")
+            guest.run(f"attach-pasid one {pasid} {pasid}")
+        return guest, control
+
     def register(self, guest: Guest, offset: int) -> int:
         return int(guest.run(f"register one {offset:#x}"), 16)
 

@@ -11,6 +11,7 @@
 | `VDI_DEBIAN_KERNEL`, `VDI_DEBIAN_MODULES` | Debian's packaged kernel, likewise |
 | `VDI_BACKEND` | the program under test |
 | `VDI_TEST_BACKEND` | the same with endpoints on the kernel's mock bus |
+| `VDI_ODD_BACKEND` | the same that sends what drivers have to ignore |
 | `VDI_PCI_SELFTEST` | the kernel's own test of PCI endpoints, tools/testing/selftests/pci_endpoint |
 | `VDI_INIT` | the guest's program, made by `make -C guest` |
 | `VDI_PATIENCE` | how many times as long as usual to wait for a guest |
@@ -31,7 +32,7 @@ from vdi_lab import initramfs, trouble  # noqa: E402
 
 __all__ = [
     "Kernel", "Missing", "backend", "debian_kernel", "debug_kernel", "debug_patched_kernel", "guest_init", "initramfs",
-    "lab_kernel", "patched_kernel", "pci_selftest", "qemu", "test_backend", "trouble",
+    "lab_kernel", "odd_backend", "patched_kernel", "pci_selftest", "qemu", "test_backend", "trouble",
 ]  # fmt: skip
 
 
@@ -70,6 +71,10 @@ def backend() -> pathlib.Path:
 
 def test_backend() -> pathlib.Path:
     return _path("VDI_TEST_BACKEND")
+
+
+def odd_backend() -> pathlib.Path:
+    return _path("VDI_ODD_BACKEND")
 
 
 def guest_init() -> pathlib.Path:

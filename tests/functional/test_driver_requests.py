@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What Linux's drivers negotiate and send, from the bytes of every request in the back-end's log."""
+
+import re
+import struct
+from typing import TYPE_CHECKING
+
+from harness import lab
+from harness.control import Control, endpoint_id
+from harness.guest import Guest
+from harness.machine import ENDPOINTS
+from harness.testcase import FunctionalTest
+
+FIRST, SECOND = ENDPOINTS
+IOVA = 0x100_0000
+LENGTH = 0x4000
+
+REQUEST = re.compile(r"request \[([0-9a-f, ]+)\] with (\d+) bytes")
+HEAD, TAIL = 4, 4
+ATTACH, DETACH, MAP, UNMAP, PROBE = range(1, 6)
+
+# Where requests are reserved, besides the head. The patched driver has the PASID there, and flags.
+RESERVED = {ATTACH: slice(16, 20), DETACH: slice(12, 20), UNMAP: slice(24, 28), PROBE: slice(8, 72)}
+PROBE_SIZE = 512
+
+# Only a type checker sees the cases as a test case: a test runner is not to run them by themselves.
+if TYPE_CHECKING:
+    Base = FunctionalTest
+else:
+    Base = object
+
+
+class DriverRequestCases(Base):
+    """The cases; the classes below say on which kernel."""
+
+    def start_busy(self) -> tuple[Guest, Control]:
+        """A guest that has sent every type of request: with two endpoints, the second of them gone again."""
+        _, guest, control = self.start("--log-level", "trace")
+        self.attach_vfio(guest, "first", FIRST, "one")
+        guest.map("one", IOVA, LENGTH, "rw", 1)
+        control.dma_read(FIRST, IOVA, LENGTH)
+        guest.unmap("one", IOVA, LENGTH)
+        self.attach_vfio(guest, "second", SECOND, "two")
+        guest.run("close second")
+        guest.run(f"write /sys/bus/pci/devices/0000:{SECOND}/remove 1")
+        return guest, control
+
+    def requests(self) -> list[tuple[bytes, int]]:
+        """The device-readable part of each request, and the length of the other."""
+        log = (self.directory / "backend.log").read_text()
+        return [(bytes.fromhex(data.replace(",", "")), int(room)) for data, room in REQUEST.findall(log)]
+
+    def test_driver_accepts_what_it_makes_use_of__f1_i13(self):
+        _, control = self.start_busy()
+        features = {"INPUT_RANGE", "DOMAIN_RANGE", "PROBE", "MAP_UNMAP"}
+        self.assertEqual(features & set(control.status()["features"]), features)
+        counters = control.counters()
+        self.assertGreater(counters["map"], 0)
+        self.assertGreater(counters["unmap"], 0)
+        self.assert_clean(control)
+
+    def test_every_endpoint_is_probed_before_it_is_attached__i14(self):
+        self.start_busy()
+        probed, attached = set(), set()
+        for request, _ in self.requests():
+            if request[0] == PROBE:
+                probed.add(struct.unpack_from("<I", request, HEAD)[0])
+            elif request[0] == ATTACH:
+                (endpoint,) = struct.unpack_from("<I", request, HEAD + 4)
+                self.assertIn(endpoint, probed)
+                attached.add(endpoint)
+        self.assertEqual(attached, {endpoint_id(FIRST), endpoint_id(SECOND)})
+
+    def test_what_is_reserved_in_requests_is_zero__r18_d34_p53(self):
+        self.start_busy()
+        kinds = set()
+        for request, room in self.requests():
+            kinds.add(request[0])
+            self.assertEqual(request[1:HEAD], bytes(3), request.hex())
+            reserved = request[RESERVED.get(request[0], slice(0))]
+            self.assertFalse(any(reserved), request.hex())
+            self.assertEqual(room, TAIL + (PROBE_SIZE if request[0] == PROBE else 0), request.hex())
+        self.assertEqual(kinds, {ATTACH, DETACH, MAP, UNMAP, PROBE})
+
+
+class StockDriverTest(DriverRequestCases, FunctionalTest):
+    kernel = staticmethod(lab.lab_kernel)
+
+
+class PatchedDriverTest(DriverRequestCases, FunctionalTest):
+    kernel = staticmethod(lab.patched_kernel)
+
+
+class DebianKernelTest(DriverRequestCases, FunctionalTest):
+    kernel = staticmethod(lab.debian_kernel)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Linux's drivers behind a back-end that sets what is reserved or undefined (feature `odd-bits`): nothing comes of it."""
+
+import re
+from typing import TYPE_CHECKING
+
+from harness import lab
+from harness.control import endpoint_id
+from harness.engine import FUNCTION, EngineTest
+from harness.engine import IOVA as ENGINE_IOVA
+from harness.guest import Guest, pattern
+from harness.machine import ENDPOINTS
+from harness.paging import FIRST, IOVA, PAGE, Call, PagingTest
+from harness.testcase import FunctionalTest
+
+# src/transport/odd_bits.rs: the address of a fault says what is wrong with its report.
+RESERVED, NO_ADDRESS, NO_REASON = 0x1000, 0x2000, 0x4000
+NEXT = 0x8000
+
+REPORT = re.compile(r"\w+ fault from EP .*")
+
+# Only a type checker sees the cases as a test case: a test runner is not to run them by themselves.
+if TYPE_CHECKING:
+    Base = FunctionalTest
+else:
+    Base = object
+
+
+class OddBitsCases(Base):
+    """What holds for every driver; the classes below say on which kernel."""
+
+    backend = staticmethod(lab.odd_backend)
+
+    def reports(self, guest: Guest) -> list[str]:
+        """What the driver says of faults."""
+        found = (REPORT.search(line) for line in guest.lines("log fault from EP"))
+        return [report[0] for report in found if report]
+
+    def test_properties_are_understood__p53_v60(self):
+        _, guest, control = self.start(
+            "--reserved-region", "0x20000000:0x2fffffff:0", "--reserved-region", "0xfee00000:0xfeefffff:1"
+        )
+        self.assertEqual(len(guest.lines("log unknown viommu prop 0x7ff")), len(ENDPOINTS))
+        for function in ENDPOINTS:
+            self.assertEqual(
+                guest.reserved(function),
+                {(0x2000_0000, 0x2FFF_FFFF, "reserved"), (0xFEE0_0000, 0xFEEF_FFFF, "msi")},
+            )
+        self.assert_clean(control)
+
+    def test_requests_have_the_status_of_their_tail__r18(self):
+        _, guest, control = self.start()
+        self.attach_vfio(guest, "one", FIRST, "one")
+        guest.map("one", IOVA, PAGE, "rw", 3)
+        self.assertEqual(control.dma_read(FIRST, IOVA, PAGE), pattern(3, PAGE))
+        guest.unmap("one", IOVA, PAGE)
+        self.assert_refused("TranslationFault", control.dma_read, FIRST, IOVA, 16)
+        self.assertEqual(control.counters()["requests_failed"], 0)
+        self.assert_clean(control)
+
+    def test_reports_are_printed_as_they_are_meant_or_not_at_all__e70_x32_x33(self):
+        _, guest, control = self.start()
+        self.attach_vfio(guest, "one", FIRST, "one")
+        guest.mark_log()
+        for wrong in (0, RESERVED, NO_ADDRESS, NO_REASON, NEXT):
+            self.assert_refused("TranslationFault", control.dma_read, FIRST, IOVA + wrong, 16)
+        endpoint = endpoint_id(FIRST)
+        # Reports are handled in order: when the last is there, the others are.
+        guest.wait_log(f"fault from EP {endpoint} at {IOVA + NEXT:#x}")
+        self.assertEqual(
+            self.reports(guest),
+            [
+                f"page fault from EP {endpoint} at {IOVA:#x} [R]",
+                f"page fault from EP {endpoint}",
+                f"unknown fault from EP {endpoint} at {IOVA + NO_REASON:#x} [R]",
+                f"page fault from EP {endpoint} at {IOVA + NEXT:#x} [R]",
+            ],
+        )
+        self.assertEqual(control.counters()["fault_reports"], 5)
+        self.assert_clean(control)
+
+
+class StockDriverTest(OddBitsCases, FunctionalTest):
+    kernel = staticmethod(lab.lab_kernel)
+
+
+class PatchedDriverTest(OddBitsCases, PagingTest):
+    """Page requests besides."""
+
+    def test_page_requests_are_taken_and_answered__x22_x32(self):
+        _, guest, control = self.start_attached()
+        reader = self.connect()
+        read = Call(lambda: reader.dma_read(FIRST, IOVA + 0x10, 64))
+        (fault,) = self.faults(guest, "one")
+        self.assertEqual((fault["address"], fault["access"], fault["last"]), (hex(IOVA), "r", "1"))
+        self.assertEqual(fault["pasid"], "none")
+        guest.map("one", IOVA, PAGE, "rw", 5)
+        guest.run(f"answer one {fault['cookie']} success")
+        self.assertEqual(read.result(), pattern(5, PAGE)[0x10:0x50])
+        self.assertEqual(control.counters()["requests_failed"], 0)
+        self.assert_answered(control, 1)
+
+    def test_a_report_is_no_page_request__x33(self):
+        """With a last flag, a group and a length in it, for an endpoint that has page requests."""
+        _, guest, control = self.start_attached(queue_size=4)
+        asker = self.connect()
+        pages = [{"iova": IOVA + page * NEXT, "access": "r"} for page in range(5)]
+        # More than the queue has buffers for: refused, and the first of them reported.
+        guest.mark_log()
+        refused = asker.execute("page-request", endpoint=FIRST, pages=pages)
+        self.assertEqual(refused["response"], "invalid-request")
+        guest.wait_log(f"fault from EP {endpoint_id(FIRST)} at {IOVA:#x} [R]")
+        read = Call(lambda: asker.dma_read(FIRST, IOVA, 16))
+        (fault,) = self.faults(guest, "one")
+        guest.map("one", IOVA, PAGE, "r", 5)
+        guest.run(f"answer one {fault['cookie']} success")
+        self.assertEqual(read.result(), pattern(5, 16))
+        self.assertEqual(control.counters()["page_response"], 1)
+        self.assert_clean(control)
+
+
+class PatchedDriverPasidTest(EngineTest):
+    kernel = staticmethod(lab.patched_kernel)
+    backend = staticmethod(lab.odd_backend)
+
+    def test_pasids_have_their_memory_and_their_page_requests__x22_x27(self):
+        guest, control = self.start_with_pasids(5)
+        guest.map("one", ENGINE_IOVA, PAGE, "r", 1)
+        self.assertEqual(self.run_one(guest, "read", address=ENGINE_IOVA, length=64)["status"], "done")
+        flags = "pasid,privileged,page-requests"
+        self.begin(guest, "read", address=ENGINE_IOVA, length=64, pasid=5, flags=flags)
+        (fault,) = self.faults(guest, "5")
+        self.assertEqual((fault["pasid"], fault["access"]), ("5", "rp"))
+        guest.map("5", ENGINE_IOVA, PAGE, "r", 2)
+        self.answer(guest, fault, "success", "5")
+        self.assertEqual(self.end(guest)["status"], "done")
+        self.assertEqual([entry["pasid"] for entry in control.endpoint(FUNCTION)["pasids"]], [5])
+        self.assertEqual(control.counters()["requests_failed"], 0)
+        self.assert_none_outstanding(guest, control)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::device::SetupError;
 use crate::device::mapping::IovaRange;
-use crate::host::{EndpointProperties, PageRequests, ReservedRegion};
+use crate::host::{EndpointProperties, Owner, PageRequests, ReservedRegion};
 use crate::spec::{DomainId, EndpointId, Pasid, ResvMemSubtype};
 
 /// Where an endpoint's accesses without a PASID go.
@@ -54,9 +54,9 @@ impl Endpoint {
         })
     }
 
-    /// Whether it may be in bypass: one whose bypass is the front-end's mapping, only while there is a front-end.
+    /// Whether it may be in bypass: one whose device is the front-end's, only while there is a front-end.
     pub fn may_bypass(&self, connected: bool) -> bool {
-        connected || !self.properties.borrowed
+        connected || self.properties.owner == Owner::Host
     }
 
     pub fn membership(&self, pasid: Option<Pasid>) -> Option<Membership> {

@@ -7,7 +7,7 @@ use crate::device::State;
 use crate::device::domain::{Domain, DomainKind};
 use crate::device::endpoint::{Endpoint, Place};
 use crate::device::mapping::Mapping;
-use crate::host::PageRequests;
+use crate::host::{Owner, PageRequests};
 use crate::spec::{DomainId, EndpointId, MapFlags};
 
 /// A picture of the device.
@@ -30,7 +30,7 @@ pub struct DeviceStatus {
 pub struct EndpointStatus {
     /// Its ID.
     pub id: u32,
-    /// `bypass`, `blocked` or `attached`.
+    /// `bypass`; `front-end`, which is bypass by the front-end's own mapping of guest memory; `blocked`; or `attached`.
     pub state: &'static str,
     /// The domain it is attached to.
     pub domain: Option<u32>,
@@ -111,7 +111,7 @@ pub(super) fn picture(state: &State) -> DeviceStatus {
 fn endpoint_status(id: EndpointId, endpoint: &Endpoint) -> EndpointStatus {
     let (state, membership) = match endpoint.place {
         Place::Blocked => ("blocked", None),
-        Place::Bypass => ("bypass", None),
+        Place::Bypass => (bypass(endpoint.properties.owner), None),
         Place::Attached(membership) => ("attached", Some(membership)),
     };
     EndpointStatus {
@@ -128,6 +128,13 @@ fn endpoint_status(id: EndpointId, endpoint: &Endpoint) -> EndpointStatus {
             .collect(),
         page_requests: membership
             .is_some_and(|membership| membership.page_requests == PageRequests::Reported),
+    }
+}
+
+fn bypass(owner: Owner) -> &'static str {
+    match owner {
+        Owner::FrontEnd { maps_memory: true } => "front-end",
+        Owner::FrontEnd { maps_memory: false } | Owner::Host => "bypass",
     }
 }
 

@@ -95,9 +95,22 @@ pub struct EndpointProperties {
     pub pasid_flags: PasidFlags,
     /// Holes in its address space, ascending and disjoint.
     pub reserved: Vec<ReservedRegion>,
-    /// Its device is the front-end's, which has all of guest memory mapped for it from the start: that is its
-    /// bypass. Without a front-end it reaches nothing, lest it reach what was a guest's.
-    pub borrowed: bool,
+    /// Whose its device is.
+    pub owner: Owner,
+}
+
+/// Whose the device of an endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Owner {
+    /// This process's alone.
+    #[default]
+    Host,
+    /// The front-end's, which shares it. Without a front-end the endpoint reaches nothing, lest it reach what was a
+    /// guest's.
+    FrontEnd {
+        /// The endpoint's bypass is the front-end's own mapping of all of guest memory, which is there from the start.
+        maps_memory: bool,
+    },
 }
 
 /// What all endpoints of a host have in common.

@@ -3,7 +3,7 @@
 
 use super::fake::{Call, FakeHost};
 use super::*;
-use crate::host::{Attachment, EndpointProperties};
+use crate::host::{Attachment, EndpointProperties, Owner};
 
 #[test]
 fn unattached_endpoints_follow_the_config_byte__b25_c9() {
@@ -104,23 +104,32 @@ fn bypass_with_page_request_is_inval__x11() {
 }
 
 #[test]
-fn a_borrowed_device_is_in_bypass_only_while_there_is_a_front_end() {
-    let host = FakeHost::new(&[1, 2]);
-    host.set_endpoint(
-        1,
-        EndpointProperties {
-            borrowed: true,
+fn a_device_of_the_front_ends_is_in_bypass_only_while_there_is_one() {
+    let host = FakeHost::new(&[1, 2, 3]);
+    for (id, maps_memory) in [(1, true), (2, false)] {
+        let owner = Owner::FrontEnd { maps_memory };
+        let properties = EndpointProperties {
+            owner,
             ..Default::default()
-        },
-    );
+        };
+        host.set_endpoint(id, properties);
+    }
     let bench = Bench::with(DeviceConfig::default(), host);
-    let places = || [1, 2].map(|id| bench.host.attachment(requester(id)));
+    let places = || [1, 2, 3].map(|id| bench.host.attachment(requester(id)));
+    let without = [Attachment::Blocked, Attachment::Blocked, Attachment::Bypass];
+    let states = || {
+        let status = bench.device.status().endpoints;
+        [0, 1, 2].map(|index: usize| status[index].state)
+    };
     bench.device.disconnect();
-    assert_eq!(places(), [Attachment::Blocked, Attachment::Bypass]);
+    assert_eq!(places(), without);
+    assert_eq!(states(), ["blocked", "blocked", "bypass"]);
     bench.device.connect();
-    assert_eq!(places(), [Attachment::Bypass; 2]);
+    assert_eq!(places(), [Attachment::Bypass; 3]);
+    assert_eq!(states(), ["front-end", "bypass", "bypass"]);
     bench.negotiate_without(Features::empty());
     bench.attach(7, 1);
+    assert_eq!(states(), ["attached", "bypass", "bypass"]);
     bench.device.disconnect();
-    assert_eq!(places(), [Attachment::Blocked, Attachment::Bypass]);
+    assert_eq!(places(), without);
 }

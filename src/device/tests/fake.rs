@@ -11,7 +11,7 @@ use crate::device::events::{Buffers, EventQueue};
 use crate::device::mapping::{IovaRange, Mapping, SharedMappings};
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Fault, Host, HostError, HostEvent, Limits,
-    MemoryRegion, PageRequest, PageRequestGroup, Requester,
+    MemoryRegion, Owner, PageRequest, PageRequestGroup, Requester,
 };
 use crate::spec::{DomainId, EndpointId, MapFlags, PasidFlags};
 
@@ -52,7 +52,7 @@ impl FakeHost {
             pasid_width: 8,
             pasid_flags: PasidFlags::EXEC,
             reserved: Vec::new(),
-            borrowed: false,
+            owner: Owner::Host,
         };
         let endpoints = endpoints
             .iter()

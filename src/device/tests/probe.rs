@@ -6,7 +6,7 @@ use zerocopy::FromBytes;
 use super::fake::FakeHost;
 use super::*;
 use crate::device::mapping::IovaRange;
-use crate::host::{EndpointProperties, ReservedRegion};
+use crate::host::{EndpointProperties, Owner, ReservedRegion};
 use crate::spec::{
     PageRequestProperty, PasidProperty, PropertyHead, PropertyType, ResvMemProperty, ResvMemSubtype,
 };
@@ -44,7 +44,7 @@ fn endpoint_with_holes() -> EndpointProperties {
             range: IovaRange::new(0xfee0_0000, 0xfeef_ffff).unwrap(),
             subtype: ResvMemSubtype::Reserved,
         }],
-        borrowed: false,
+        owner: Owner::Host,
     }
 }
 

@@ -12,7 +12,7 @@ use super::kernel::{self, CallError};
 use super::lender::Lender;
 use super::space::{AddressSpace, Needs};
 use crate::device::mapping::IovaRange;
-use crate::host::{Attachment, PageRequests, ReservedRegion};
+use crate::host::{Attachment, Owner, PageRequests, ReservedRegion};
 use crate::spec::{Pasid, PasidFlags, ResvMemSubtype};
 
 /// Where a requester is.
@@ -118,6 +118,16 @@ impl Endpoint {
     /// The address space of the lender that is this endpoint's bypass, if there is one.
     pub fn lent_bypass(&self) -> Option<u32> {
         self.lender.as_ref()?.identity()
+    }
+
+    /// Whose the device is.
+    pub fn owner(&self) -> Owner {
+        match self.lender {
+            None => Owner::Host,
+            Some(lender) => Owner::FrontEnd {
+                maps_memory: lender.identity().is_some(),
+            },
+        }
     }
 
     /// Reads again what can be mapped, which can become less with time. Only while it is blocked: elsewhere other

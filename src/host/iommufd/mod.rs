@@ -293,7 +293,7 @@ impl Host for IommufdHost {
             pasid_width: endpoint.pasid_width,
             pasid_flags: endpoint.pasid_flags,
             reserved: endpoint.reserved(input_range),
-            borrowed: endpoint.lender.is_some(),
+            owner: endpoint.owner(),
         })
     }
 

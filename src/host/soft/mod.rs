@@ -39,7 +39,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::device::mapping::{IovaRange, Mapping, SharedMappings};
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Fault, Host, HostError, HostEvent, Limits,
-    MemoryRegion, PageRequest, PageRequests, Requester,
+    MemoryRegion, Owner, PageRequest, PageRequests, Requester,
 };
 use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode, PasidFlags, Reason};
 
@@ -65,7 +65,7 @@ pub fn default_properties() -> EndpointProperties {
         pasid_width: PASID_WIDTH,
         pasid_flags: PasidFlags::EXEC | PasidFlags::PRIVILEGED,
         reserved: Vec::new(),
-        borrowed: false,
+        owner: Owner::Host,
     }
 }
 

@@ -4,6 +4,7 @@
 use super::*;
 use crate::edu::{self, Edu};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use vhost_device_iommu::host::Owner;
 use vhost_device_iommu::spec::ResvMemSubtype;
 
 /// There is one device.
@@ -87,7 +88,8 @@ fn bypass_of_a_shared_device_is_the_mapping_of_who_shares_it() {
     bench.kernel.map_file(monitors, &region);
     device.attach(monitors);
     add_shared(&bench, &device);
-    assert!(bench.host.endpoint(EndpointId(1)).unwrap().borrowed);
+    let owner = bench.host.endpoint(EndpointId(1)).unwrap().owner;
+    assert_eq!(owner, Owner::FrontEnd { maps_memory: true });
 
     fill(&bench, 0, 0x5a);
     bench.attach(1, Attachment::Bypass).unwrap();

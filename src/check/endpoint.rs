@@ -151,7 +151,8 @@ impl<'a> Device<'a> {
             false => Finding::limited(
                 CHECK,
                 format!("{group}, with {words}"),
-                "devices of a group are in one domain at a time: they move together",
+                "the kernel moves devices of a group together, so this one is served only while nobody has another of \
+                 them: give the guest one",
             ),
         }
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Devices and what they are attached to.
 
+use super::group::Group;
 use super::kernel::CallError;
 
 /// A device bound to our context. A page table (HWPT) is named by its id.
@@ -17,8 +18,8 @@ pub(super) trait Attach: Send + Sync {
     /// Blocks one of its PASIDs.
     fn detach_pasid(&self, pasid: u32) -> Result<(), CallError>;
 
-    /// Its IOMMU group. The kernel moves all devices of a group together; `None`: it is alone.
-    fn group(&self) -> Option<u32>;
+    /// Its IOMMU group; `None`: it is alone, or that cannot be found out.
+    fn group(&self) -> Option<&Group>;
 
     /// Takes the device off its page table; it is blocked. Nothing is asked of the device afterwards.
     fn release(&self) -> Result<(), CallError>;

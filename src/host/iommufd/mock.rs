@@ -4,6 +4,7 @@
 
 use super::attach::Attach;
 use super::context::{Context, destroy};
+use super::group::Group;
 use super::kernel::{self, CallError};
 
 /// `struct iommu_test_cmd` of the kernel's test interface.
@@ -75,7 +76,7 @@ impl Attach for MockDevice {
         self.call(PASID_DETACH, pasid, 0)
     }
 
-    fn group(&self) -> Option<u32> {
+    fn group(&self) -> Option<&Group> {
         None
     }
 

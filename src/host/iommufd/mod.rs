@@ -14,9 +14,10 @@
 //! A virtio domain is one IOAS; every endpoint of it is attached to a page table (HWPT) of that IOAS, which the kernel
 //! keeps up to date. Moving an endpoint is one replace in the kernel: at every moment it is in one place.
 //!
-//! Files: `kernel` (the calls), `context` (objects in an iommufd), `attach`, `vfio`, `mock` (devices), `space` (an
-//! address space and its page tables), `memory` (guest memory), `endpoint`, `fault` (page requests), `moves` (between
-//! attachments), `startup` (what can be wrong at the start), `error`.
+//! Files: `kernel` (the calls), `context` (objects in an iommufd), `attach`, `vfio`, `mock` (devices), `group` (IOMMU
+//! groups), `lender` (who shares a device), `space` (an address space and its page tables), `memory` (guest memory),
+//! `endpoint`, `fault` (page requests), `moves` (between attachments), `startup` (what can be wrong at the start),
+//! `error`.
 //!
 //! # Locks
 //! *state* (domains, endpoints, memory) is held across every call to the kernel that changes them, however long it
@@ -28,6 +29,7 @@ mod context;
 mod endpoint;
 mod error;
 mod fault;
+mod group;
 mod kernel;
 mod lender;
 mod memory;
@@ -52,7 +54,7 @@ use crate::host::{
 };
 use crate::spec::{DomainId, EndpointId, Iova};
 
-pub use startup::{SetupError, open_iommufd, pinning_limit};
+pub use startup::{GroupMate, SetupError, open_iommufd, pinning_limit};
 
 use attach::Attach;
 use context::{Context, access_flags};
@@ -201,9 +203,7 @@ impl IommufdHost {
         if let Some(other) = owner(dev_id) {
             return Err(SetupError::DeviceInUse(dev_id, other));
         }
-        if let Some((group, other)) = state.group_mate(&*device) {
-            return Err(SetupError::SharesGroup(id, group, other));
-        }
+        state.check_group(id, &*device)?;
         let mut endpoint = Endpoint::new(&self.context, self.faults.as_ref(), device, dev_id)
             .map_err(|error| SetupError::Attach(id, error.to_string()))?;
         endpoint.lender = lender;

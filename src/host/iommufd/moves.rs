@@ -10,6 +10,7 @@ use super::fault::FaultQueue;
 use super::kernel::CallError;
 use super::memory::{GuestMemory, Region};
 use super::space::AddressSpace;
+use super::startup::{GroupMate, SetupError};
 use super::{Domain, State};
 use crate::device::mapping::{IovaRange, Mapping};
 use crate::host::{Attachment, HostError, MemoryRegion, Requester};
@@ -50,12 +51,33 @@ impl Bypass {
 }
 
 impl State {
-    /// The IOMMU group of a device, and the endpoint whose device is in it too; `None` when there is none.
-    pub(super) fn group_mate(&self, device: &dyn Attach) -> Option<(u32, EndpointId)> {
-        let group = device.group()?;
-        let mut endpoints = self.endpoints.iter();
-        let (&mate, _) = endpoints.find(|(_, other)| other.device.group() == Some(group))?;
-        Some((group, mate))
+    /// Refuses a device that would not move alone: another of its IOMMU group is an endpoint, or in the iommufd.
+    pub(super) fn check_group(
+        &self,
+        id: EndpointId,
+        device: &dyn Attach,
+    ) -> Result<(), SetupError> {
+        let Some(group) = device.group() else {
+            return Ok(());
+        };
+        let in_group = |other: &Endpoint| other.device.group().is_some_and(|g| g.id == group.id);
+        if let Some((&other, _)) = self.endpoints.iter().find(|(_, e)| in_group(e)) {
+            let mate = GroupMate::Endpoint(other);
+            return Err(SetupError::SharesGroup(id, group.id, mate));
+        }
+        for mate in &group.mates {
+            if mate.bound {
+                let mate = GroupMate::Device(mate.name.clone());
+                return Err(SetupError::SharesGroup(id, group.id, mate));
+            }
+            log::warn!(
+                "endpoint {id}: {} is in its IOMMU group {} too: give that to nobody, as the kernel would move the two \
+                 together",
+                mate.name,
+                group.id
+            );
+        }
+        Ok(())
     }
 
     /// Ids of all address spaces that are ours.

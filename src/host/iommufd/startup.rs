@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What can be wrong before anything runs: one line each, with what to do.
 
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -37,18 +38,36 @@ pub enum SetupError {
     /// Another endpoint is that device.
     #[error("device {0} of the iommufd is endpoint {1} already")]
     DeviceInUse(u32, EndpointId),
-    /// The device shares its IOMMU group with that of another endpoint.
+    /// The device shares its IOMMU group with another that is in use: the endpoint, the group, the other.
     #[error(
-        "endpoint {0} is in IOMMU group {1}, as endpoint {2} is: the IOMMU cannot tell their accesses apart, so they \
-         cannot be in different domains; give the guest one of them only, or devices behind ports with ACS"
+        "endpoint {0} is in IOMMU group {1}, as {2} is: the IOMMU cannot tell their accesses apart, and the kernel moves \
+         them together; give the guest one of them only, or devices behind ports with ACS"
     )]
-    SharesGroup(EndpointId, u32, EndpointId),
+    SharesGroup(EndpointId, u32, GroupMate),
     /// The device cannot be attached: the endpoint, why.
     #[error("endpoint {0}: {1}")]
     Attach(EndpointId, String),
     /// What the device can address does not go with the others.
     #[error("endpoint {0}: {1}; start with it on the command line")]
     Incompatible(EndpointId, String),
+}
+
+/// Another device in the IOMMU group of an endpoint's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupMate {
+    /// That of another endpoint.
+    Endpoint(EndpointId),
+    /// One that is no endpoint and that somebody has bound to the same iommufd: its PCI address.
+    Device(String),
+}
+
+impl fmt::Display for GroupMate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Endpoint(endpoint) => write!(f, "endpoint {endpoint}"),
+            Self::Device(address) => write!(f, "{address}, which is in this iommufd too,"),
+        }
+    }
 }
 
 /// Opens the iommufd device, `/dev/iommu` by default.

@@ -4,7 +4,7 @@
 //! A device that a virtual machine monitor drives is bound by it; we get a duplicate of its descriptor and of the
 //! iommufd, and need only the device's id there. A device that nobody else has we bind ourselves.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -17,12 +17,15 @@ use vfio_bindings::bindings::vfio::{
 
 use super::attach::Attach;
 use super::context::Context;
+use super::group::{Group, link_name, parse_address};
 use super::kernel::{self, CallError};
 use super::startup::SetupError;
 
 /// A device of VFIO.
 pub(super) struct VfioDevice {
     file: File,
+    /// `None`: it cannot be found out.
+    group: Option<Group>,
 }
 
 impl VfioDevice {
@@ -48,7 +51,7 @@ impl VfioDevice {
             };
             SetupError::Bind(path.display().to_string(), error.to_string(), hint)
         })?;
-        Ok((Self { file }, dev_id))
+        Ok((Self::bound(file), dev_id))
     }
 
     /// Takes a duplicate of a device that somebody else has bound to our context. Returns it with its id.
@@ -58,7 +61,7 @@ impl VfioDevice {
         dev_id: Option<u32>,
         taken: &dyn Fn(u32) -> bool,
     ) -> Result<(Self, u32), SetupError> {
-        let device = Self { file: fd.into() };
+        let device = Self::bound(fd.into());
         let found = match dev_id {
             Some(id) => Some(id),
             None => device
@@ -69,9 +72,26 @@ impl VfioDevice {
         Ok((device, dev_id))
     }
 
+    /// A device that is bound to our context.
+    fn bound(file: File) -> Self {
+        let sysfs = sysfs_path(&file);
+        let listed = kernel::hot_reset_info(file.as_fd()).unwrap_or_default();
+        let group = sysfs.and_then(|sysfs| Group::of(&sysfs, &listed));
+        if let Err(error) = &group {
+            log::warn!(
+                "the IOMMU group of a device cannot be found out ({error}): give the guest no other device of it, as \
+                 the kernel moves them together"
+            );
+        }
+        Self {
+            file,
+            group: group.ok(),
+        }
+    }
+
     /// The kernel lists the devices that a reset of this one concerns, with their ids in our context.
     fn id_from_hot_reset(&self) -> Option<u32> {
-        let own = pci_address(&self.file)?;
+        let own = parse_address(&link_name(&sysfs_path(&self.file).ok()?).ok()?)?;
         let listed = kernel::hot_reset_info(self.file.as_fd()).ok()?;
         listed
             .iter()
@@ -128,9 +148,8 @@ impl Attach for VfioDevice {
         self.detach_pt(VFIO_DEVICE_DETACH_PASID, pasid)
     }
 
-    fn group(&self) -> Option<u32> {
-        let group = fs::read_link(sysfs_path(&self.file)?.join("iommu_group")).ok()?;
-        group.file_name()?.to_str()?.parse().ok()
+    fn group(&self) -> Option<&Group> {
+        self.group.as_ref()
     }
 
     fn release(&self) -> Result<(), CallError> {
@@ -150,31 +169,11 @@ fn open_hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Segment, bus, and device with function of an open VFIO device.
-fn pci_address(file: &File) -> Option<(u16, u8, u8)> {
-    let device = fs::read_link(sysfs_path(file)?).ok()?;
-    parse_address(device.file_name()?.to_str()?)
-}
-
 /// The device of an open VFIO device in sysfs.
-fn sysfs_path(file: &File) -> Option<PathBuf> {
-    let number = file.metadata().ok()?.rdev();
+fn sysfs_path(file: &File) -> io::Result<PathBuf> {
+    let number = file.metadata()?.rdev();
     let (major, minor) = (libc::major(number), libc::minor(number));
-    Some(format!("/sys/dev/char/{major}:{minor}/device").into())
-}
-
-/// `0000:00:05.0`
-fn parse_address(name: &str) -> Option<(u16, u8, u8)> {
-    let (segment, rest) = name.split_once(':')?;
-    let (bus, rest) = rest.split_once(':')?;
-    let (device, function) = rest.split_once('.')?;
-    let device = u8::from_str_radix(device, 16).ok().filter(|&d| d < 32)?;
-    let function = u8::from_str_radix(function, 16).ok().filter(|&f| f < 8)?;
-    Some((
-        u16::from_str_radix(segment, 16).ok()?,
-        u8::from_str_radix(bus, 16).ok()?,
-        device << 3 | function,
-    ))
+    Ok(format!("/sys/dev/char/{major}:{minor}/device").into())
 }
 
 /// Ids of a context are handed out from 1, lowest first: no machine has so many objects before its devices.
@@ -191,21 +190,6 @@ fn only_device(context: &Context, taken: &dyn Fn(u32) -> bool) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pci_addresses_of_sysfs_are_read() {
-        assert_eq!(parse_address("0000:00:05.0"), Some((0, 0, 0x28)));
-        assert_eq!(parse_address("10de:ff:1f.7"), Some((0x10de, 0xff, 0xff)));
-        for wrong in [
-            "",
-            "0000:00:05",
-            "0000:00:20.0",
-            "0000:00:05.8",
-            "x:00:05.0",
-        ] {
-            assert_eq!(parse_address(wrong), None, "{wrong}");
-        }
-    }
 
     #[test]
     fn structures_without_pasid_are_those_of_older_kernels() {

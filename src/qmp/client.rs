@@ -106,7 +106,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Connects and goes through the handshake.
+    /// Connects, goes through the handshake, and asks whether the machine runs: the answer is an event.
     pub fn connect(path: &Path, waiter: &Waiter) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path).map_err(ClientError::Connect)?;
         stream.set_nonblocking(true)?;
@@ -122,17 +122,21 @@ impl Client {
             Message::Greeting(version) => client.version = version,
             _ => return Err(ClientError::NotQmp),
         }
-        // A new connection takes so little at once.
-        client
-            .stream
-            .write_all(b"{\"execute\":\"qmp_capabilities\"}\r\n")?;
+        client.send("qmp_capabilities")?;
         loop {
             match client.message(waiter, deadline)? {
-                Message::Return => return Ok(client),
+                Message::Return => break,
                 Message::Error(desc) => return Err(ClientError::Refused(desc)),
                 _ => {}
             }
         }
+        client.send("query-status")?;
+        Ok(client)
+    }
+
+    /// Sends a command without arguments. A new connection takes so little at once.
+    fn send(&mut self, command: &str) -> io::Result<()> {
+        write!(self.stream, "{{\"execute\":\"{command}\"}}\r\n")
     }
 
     /// QEMU's version.

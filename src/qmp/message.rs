@@ -4,10 +4,13 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
+use serde_json::Value;
 
-/// An event that matters.
+/// An event that matters, or the answer to what was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
+    /// Whether the machine runs, in QEMU's words (`RunState`): the answer to `query-status`.
+    Status(String),
     Reset,
     Stop,
     Resume,
@@ -42,7 +45,7 @@ struct Line {
     #[serde(rename = "QMP")]
     greeting: Option<Greeting>,
     #[serde(rename = "return")]
-    returned: Option<serde::de::IgnoredAny>,
+    returned: Option<Value>,
     error: Option<Error>,
     event: Option<String>,
     #[serde(default)]
@@ -108,8 +111,12 @@ pub(super) fn parse(line: &[u8]) -> Option<Message> {
             Message::Greeting(format!("{major}.{minor}.{micro}"))
         }
         Line {
-            returned: Some(_), ..
-        } => Message::Return,
+            returned: Some(returned),
+            ..
+        } => match returned.get("status").and_then(Value::as_str) {
+            Some(status) => Message::Event(Event::Status(status.to_owned())),
+            None => Message::Return,
+        },
         Line {
             error: Some(error), ..
         } => Message::Error(error.desc),
@@ -153,6 +160,10 @@ mod tests {
             Some(Message::Greeting("11.1.2".to_owned()))
         );
         assert_eq!(message(r#"{"return": {}}"#), Some(Message::Return));
+        assert_eq!(
+            message(r#"{"return": {"status": "prelaunch", "running": false}}"#),
+            Some(Message::Event(Event::Status("prelaunch".to_owned())))
+        );
         let error = r#"{"error": {"class": "CommandNotFound", "desc": "no such command"}}"#;
         assert_eq!(
             message(error),

@@ -15,8 +15,13 @@
 //! ([`SystemResets`]). A `DEVICE_DELETED` is older than an endpoint that was added under the same name after it: both
 //! carry their time.
 //!
-//! Without a connection - QEMU has not started yet, or is gone - everything is as without `--qmp`; it is tried again
-//! for as long as the process lives. What was said in between is not asked for.
+//! # Without a connection
+//! QEMU has not started yet, or is gone, or has closed the socket: everything is as without `--qmp`, and the connection
+//! is tried again for as long as the process lives. Then `query-status` tells whether the machine runs. A reset in
+//! between it does not tell, and nothing else does: a machine that runs while the queues are stopped may have been reset,
+//! or may be resuming with the messages that start the queues on their way. To take the second for the first would end
+//! the attachments of a driver that goes on; to take the first for the second leaves them until the next driver
+//! starts, whose ring tells. So nothing is guessed.
 //!
 //! The crates `qapi` and `qapi-qmp` are made from QEMU's whole schema, of one version. Three events do not pay for
 //! that.
@@ -75,6 +80,7 @@ impl Qmp {
             context,
             waiter,
             reported: None,
+            lost: None,
         };
         let thread = thread::Builder::new()
             .name("qmp".to_owned())
@@ -96,6 +102,8 @@ struct Listener {
     waiter: Waiter,
     /// What was last logged: the same again is not.
     reported: Option<String>,
+    /// How many front-ends there had been when a connection was lost.
+    lost: Option<u64>,
 }
 
 impl Listener {
@@ -117,11 +125,27 @@ impl Listener {
         let mut client = Client::connect(&self.path, &self.waiter)?;
         log::info!("QMP: connected to QEMU {}", client.version());
         self.reported = None;
+        if self.lost.take() == Some(self.front_ends()) && self.context.device.status().connected {
+            log::warn!(
+                "QMP: what QEMU said while there was no connection is lost: if the machine was reset, endpoints are as at \
+                 start only when the next driver starts; those of devices that were unplugged want endpoint-remove"
+            );
+        }
         loop {
-            if let Some(event) = client.event(&self.waiter)? {
-                self.carry_out(&event);
+            match client.event(&self.waiter) {
+                Ok(Some(event)) => self.carry_out(&event),
+                Ok(None) => {}
+                Err(error) => {
+                    self.lost = Some(self.front_ends());
+                    return Err(error);
+                }
             }
         }
+    }
+
+    /// How many front-ends there have been: another one has found everything as at start.
+    fn front_ends(&self) -> u64 {
+        self.context.device.counters().connections.get()
     }
 
     fn report(&mut self, error: &ClientError) {
@@ -138,6 +162,7 @@ impl Listener {
     fn carry_out(&self, event: &Event) {
         let context = &self.context;
         match event {
+            Event::Status(status) => log::info!("QMP: the machine's state is {status}"),
             Event::Reset if context.resets.machine_was_reset(&context.device) => {
                 log::info!("QMP: the machine was reset, and so is the device");
             }

@@ -59,8 +59,10 @@ impl Bench {
     fn greeted(&self) -> Monitor {
         let mut monitor = self.accept();
         monitor.say(GREETING);
-        monitor.expect_capabilities();
+        monitor.expect("qmp_capabilities");
         monitor.say(r#"{"return": {}}"#);
+        monitor.expect("query-status");
+        monitor.say(r#"{"return": {"status": "running", "running": true}}"#);
         monitor
     }
 
@@ -112,11 +114,11 @@ impl Monitor {
         self.event("RESET", data);
     }
 
-    fn expect_capabilities(&mut self) {
+    fn expect(&mut self, name: &str) {
         let mut line = String::new();
         self.0.read_line(&mut line).unwrap();
         let command: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(command["execute"], "qmp_capabilities");
+        assert_eq!(command["execute"], name);
     }
 
     /// Waits until the thread has closed the connection.
@@ -166,6 +168,27 @@ fn another_connection_is_made_when_one_is_lost() {
 }
 
 #[test]
+fn a_reset_that_was_not_heard_of_is_not_guessed() {
+    let bench = Bench::new();
+    let device = &bench.context.device;
+    device.connect();
+    drop(bench.greeted());
+    device.write_config(36, &[0]);
+    // The queues are stopped and the machine runs: it was reset, or it resumes.
+    let mut monitor = bench.greeted();
+    // What refuses to tell its state is listened to all the same.
+    monitor.say(r#"{"error": {"class": "CommandNotFound", "desc": "no"}}"#);
+    monitor.deleted("dev0");
+    bench.wait_for(|| !bench.has_endpoint());
+    assert_eq!(device.counters().resets.get(), 0);
+    assert_eq!(device.config_space()[36], 0);
+    // One that is heard of counts.
+    monitor.reset();
+    bench.wait_for(|| device.counters().resets.get() == 1);
+    assert_eq!(device.config_space()[36], 1);
+}
+
+#[test]
 fn what_does_not_speak_qmp_is_left() {
     let bench = Bench::new();
     for line in [
@@ -179,7 +202,7 @@ fn what_does_not_speak_qmp_is_left() {
     }
     let mut refusing = bench.accept();
     refusing.say(GREETING);
-    refusing.expect_capabilities();
+    refusing.expect("qmp_capabilities");
     refusing.say(r#"{"error": {"class": "GenericError", "desc": "no"}}"#);
     refusing.expect_end();
     let mut endless = bench.accept();

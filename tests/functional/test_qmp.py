@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """What QEMU says over QMP reaches the back-end: resets of the machine, and devices that are unplugged."""
 
+import contextlib
+import pathlib
+import select
+import socket
+import threading
+
 from harness.backend import Backend
 from harness.guest import pattern
 from harness.machine import ENDPOINTS, Machine
@@ -16,12 +22,55 @@ PLUGGED = "01:00.0"
 DEVICE = "plug0"
 
 
+class Relay:
+    """Passes a client on to a monitor of QEMU, and can be cut."""
+
+    def __init__(self, path: pathlib.Path, monitor: pathlib.Path):
+        self.path, self._monitor = path, monitor
+        self.mend()
+
+    def mend(self) -> None:
+        self.path.unlink(missing_ok=True)
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(str(self.path))
+        server.listen()
+        self._alive, alive = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve, args=(server, alive))
+        self._thread.start()
+
+    def cut(self) -> None:
+        self._alive.close()
+        self._thread.join()
+
+    def _serve(self, server: socket.socket, alive: socket.socket) -> None:
+        """Until the other end of `alive` is closed."""
+        with server, alive:
+            while alive not in select.select([server, alive], [], [])[0]:
+                client, _ = server.accept()
+                with client, socket.socket(socket.AF_UNIX) as monitor, contextlib.suppress(OSError):
+                    monitor.connect(str(self._monitor))
+                    self._pass_on(client, monitor, alive)
+
+    @staticmethod
+    def _pass_on(client: socket.socket, monitor: socket.socket, alive: socket.socket) -> None:
+        while True:
+            ready = select.select([client, monitor, alive], [], [])[0]
+            if alive in ready:
+                return
+            for source, target in ((client, monitor), (monitor, client)):
+                if source in ready:
+                    data = source.recv(4096)
+                    if not data:
+                        return
+                    target.sendall(data)
+
+
 class QmpTest(FunctionalTest):
-    def start_with_qmp(self, *options: str) -> tuple[Machine, Backend]:
-        """A back-end that listens to its QEMU, and the driver loaded."""
+    def start_with_qmp(self, *options: str, through: pathlib.Path | None = None) -> tuple[Machine, Backend]:
+        """A back-end that listens to its QEMU, if need be through another socket, and the driver loaded."""
         monitor = self.directory / "qmp.sock"
         endpoints = (*ENDPOINTS, f"{PLUGGED},qemu-id={DEVICE}")
-        backend = self.start_backend("--qmp", str(monitor), *options, endpoints=endpoints)
+        backend = self.start_backend("--qmp", str(through or monitor), *options, endpoints=endpoints)
         extra = (
             "-qmp", f"unix:{monitor},server=on,wait=off",
             "-global", NATIVE, "-device", PORT, "-device", f"edu,bus=port0,id={DEVICE}",
@@ -99,6 +148,31 @@ class QmpTest(FunctionalTest):
         machine.qmp("device_del", id=DEVICE)
         self.wait_until("the endpoint is gone again", lambda: known() == 2, timeout=60)
         self.assert_clean(control)
+
+    def test_a_reset_that_was_not_heard_of_is_told_by_the_next_driver(self):
+        relay = Relay(self.directory / "relay.sock", self.directory / "qmp.sock")
+        self.addCleanup(relay.cut)
+        machine, backend = self.start_with_qmp(through=relay.path)
+        self.map_buffer(machine)
+        relay.cut()
+        self.wait_until("the loss is told", lambda: "resets are told from pauses" in backend.log.read_text())
+        machine.qmp("system_reset")
+        machine.guest.wait_ready()
+        resets = backend.control.counters()["resets"]
+        relay.mend()
+        lost = "while there was no connection is lost"
+        self.wait_until("connected again", lambda: lost in backend.log.read_text())
+        self.wait_until("its state", lambda: "state is running" in backend.log.read_text().partition(lost)[2])
+        # It may as well be a pause that is about to end.
+        self.assertEqual(backend.control.endpoint(FIRST)["state"], "attached")
+        self.assertEqual(backend.control.counters()["resets"], resets)
+        machine.guest.load("virtio_iommu")
+        self.map_buffer(machine)
+        self.assertEqual(backend.control.counters()["resets"], resets + 1)
+        self.assertEqual(backend.control.dma_read(FIRST, IOVA, LENGTH), pattern(1, LENGTH))
+        # The next one is heard of.
+        machine.qmp("system_reset")
+        self.assert_as_at_start(backend)
 
     def test_the_end_of_qemu_is_survived(self):
         machine, backend = self.start_with_qmp()

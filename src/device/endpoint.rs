@@ -78,7 +78,8 @@ impl Endpoint {
     }
 }
 
-/// The configured regions, and what they leave of the host's (V61: no overlaps, one MSI region at most).
+/// The configured regions, and what they leave of the host's (V61: no overlaps, one MSI region at most). Who configures
+/// doorbells means those of the guest's machine: the host's are then reserved like anything else.
 fn merge_reserved(
     id: EndpointId,
     host: &[ReservedRegion],
@@ -102,18 +103,24 @@ fn merge_reserved(
             .flat_map(|other| subtract(other, &region.range))
             .collect();
     }
+    if configured.iter().any(is_msi) {
+        for region in &mut rest {
+            region.subtype = ResvMemSubtype::Reserved;
+        }
+    }
     merged.append(&mut rest);
     merged.sort_by_key(|region| region.range.first);
-    let msi = merged
-        .iter()
-        .filter(|region| region.subtype == ResvMemSubtype::Msi)
-        .count();
+    let msi = merged.iter().filter(|region| is_msi(region)).count();
     if msi > 1 {
         return Err(SetupError::ReservedRegions(format!(
             "endpoint {id} would have {msi} MSI regions: the specification allows one (V61)"
         )));
     }
     Ok(merged)
+}
+
+fn is_msi(region: &ReservedRegion) -> bool {
+    region.subtype == ResvMemSubtype::Msi
 }
 
 fn subtract(region: ReservedRegion, hole: &IovaRange) -> impl Iterator<Item = ReservedRegion> {
@@ -173,6 +180,23 @@ mod tests {
                 region(0x1_0000, 0x1_0fff, Reserved),
             ]
         );
+    }
+
+    #[test]
+    fn configured_doorbells_take_the_place_of_the_hosts__v61() {
+        use ResvMemSubtype::{Msi, Reserved};
+        let host = [region(0x800_0000, 0x80f_ffff, Msi)];
+        let merged = |configured| merge_reserved(EndpointId(1), &host, &[configured]).unwrap();
+        // QEMU's page of an interrupt translation service.
+        let page = region(0x809_0000, 0x809_ffff, Msi);
+        let before = region(0x800_0000, 0x808_ffff, Reserved);
+        let after = region(0x80a_0000, 0x80f_ffff, Reserved);
+        assert_eq!(merged(page), [before, page, after]);
+        let elsewhere = region(0x1000_0000, 0x1000_ffff, Msi);
+        let host = region(0x800_0000, 0x80f_ffff, Reserved);
+        assert_eq!(merged(elsewhere), [host, elsewhere]);
+        let other = region(0, 0xfff, Reserved);
+        assert_eq!(merged(other)[1].subtype, Msi);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::lender::Lender;
 use super::space::{AddressSpace, Needs};
 use crate::device::mapping::IovaRange;
 use crate::host::{Attachment, Owner, PageRequests, ReservedRegion};
-use crate::spec::{Pasid, PasidFlags, ResvMemSubtype};
+use crate::spec::{Iova, Pasid, PasidFlags, ResvMemSubtype};
 
 /// Where a requester is.
 #[derive(Clone, Copy, Debug)]
@@ -148,7 +148,7 @@ impl Endpoint {
             .into_iter()
             .map(|range| ReservedRegion {
                 range,
-                subtype: subtype(range),
+                subtype: subtype(range, DOORBELLS),
             })
             .collect()
     }
@@ -221,15 +221,32 @@ fn holes(allowed: &[IovaRange], input: IovaRange) -> Vec<IovaRange> {
     holes
 }
 
-/// Where x86 machines have their doorbells for message-signalled interrupts.
-const X86_MSI: IovaRange = IovaRange {
-    first: crate::spec::Iova(0xfee0_0000),
-    last: crate::spec::Iova(0xfeef_ffff),
+/// Doorbells of message-signalled interrupts on x86 machines.
+const X86_DOORBELLS: IovaRange = IovaRange {
+    first: Iova(0xfee0_0000),
+    last: Iova(0xfeef_ffff),
 };
 
-/// The kernel does not say what a hole is for.
-fn subtype(hole: IovaRange) -> ResvMemSubtype {
-    if cfg!(target_arch = "x86_64") && hole == X86_MSI {
+/// Where Linux maps the doorbells of an Arm machine for a device (`MSI_IOVA_BASE` of its SMMU drivers). QEMU's `virt`
+/// has those of the guest in the same window.
+const ARM_DOORBELLS: IovaRange = IovaRange {
+    first: Iova(0x800_0000),
+    last: Iova(0x80f_ffff),
+};
+
+/// The hole of this machine that is for doorbells.
+const DOORBELLS: Option<IovaRange> = if cfg!(target_arch = "x86_64") {
+    Some(X86_DOORBELLS)
+} else if cfg!(target_arch = "aarch64") {
+    Some(ARM_DOORBELLS)
+} else {
+    None
+};
+
+/// The kernel does not say what a hole is for. A guest that is not told of its doorbells maps them, and that is
+/// refused: its devices would have no interrupts.
+fn subtype(hole: IovaRange, doorbells: Option<IovaRange>) -> ResvMemSubtype {
+    if Some(hole) == doorbells {
         ResvMemSubtype::Msi
     } else {
         ResvMemSubtype::Reserved
@@ -275,13 +292,22 @@ mod tests {
     }
 
     #[test]
-    fn the_msi_window_is_told_from_other_holes() {
-        assert_eq!(
-            subtype(range(0xfee0_0000, 0xfeef_fffe)),
-            ResvMemSubtype::Reserved
-        );
-        if cfg!(target_arch = "x86_64") {
-            assert_eq!(subtype(X86_MSI), ResvMemSubtype::Msi);
+    fn doorbells_are_told_from_other_holes() {
+        use ResvMemSubtype::{Msi, Reserved};
+        // As the kernel gives them: below fee00000 memory of an x86 machine, beyond 39 bits nothing.
+        let x86 = [range(0, 0xfedf_ffff), range(0xfef0_0000, 0x7f_ffff_ffff)];
+        let arm = [range(0, 0x7ff_ffff), range(0x810_0000, u64::MAX)];
+        for (allowed, doorbells, subtypes) in [
+            (&x86, Some(X86_DOORBELLS), vec![Msi, Reserved]),
+            (&arm, Some(ARM_DOORBELLS), vec![Msi]),
+            (&arm, Some(X86_DOORBELLS), vec![Reserved]),
+            (&arm, None, vec![Reserved]),
+        ] {
+            let holes = holes(allowed, range(0, u64::MAX));
+            let told = holes.into_iter().map(|hole| subtype(hole, doorbells));
+            assert_eq!(told.collect::<Vec<_>>(), subtypes, "{allowed:x?}");
         }
+        let part = range(0xfee0_0000, 0xfeef_fffe);
+        assert_eq!(subtype(part, Some(X86_DOORBELLS)), Reserved);
     }
 }

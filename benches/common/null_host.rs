@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use vhost_device_iommu::device::mapping::{IovaRange, Mapping, SharedMappings};
 use vhost_device_iommu::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
-    MemoryRegion, Requester,
+    MemoryError, MemoryRegion, Requester,
 };
 use vhost_device_iommu::spec::{self, DomainId, EndpointId, Head, RequestType};
 use vm_memory::GuestMemoryMmap;
@@ -45,7 +45,7 @@ impl Host for NullHost {
         _: &GuestMemoryMmap,
         _: &[MemoryRegion],
         _: &[MemoryRegion],
-    ) -> Result<(), HostError> {
+    ) -> Result<(), Vec<MemoryError>> {
         Ok(())
     }
     fn event_fds(&self) -> Vec<RawFd> {

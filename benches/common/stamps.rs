@@ -9,7 +9,7 @@ use std::time::Instant;
 use vhost_device_iommu::device::mapping::{IovaRange, Mapping, SharedMappings};
 use vhost_device_iommu::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
-    MemoryRegion, Requester,
+    MemoryError, MemoryRegion, Requester,
 };
 use vhost_device_iommu::spec::{DomainId, EndpointId};
 use vm_memory::GuestMemoryMmap;
@@ -86,7 +86,7 @@ impl<H: Host> Host for TimedHost<H> {
         memory: &GuestMemoryMmap,
         removed: &[MemoryRegion],
         added: &[MemoryRegion],
-    ) -> Result<(), HostError> {
+    ) -> Result<(), Vec<MemoryError>> {
         self.inner.update_memory(memory, removed, added)
     }
     fn event_fds(&self) -> Vec<RawFd> {

@@ -215,9 +215,10 @@ fn host_error(error: &HostError) -> CommandError {
     let class = match error {
         HostError::NoEndpoint(_) => ErrorClass::InvalidArgument,
         HostError::Unsupported(_) | HostError::Range(_) => ErrorClass::Unsupported,
-        HostError::NoGroup(_) | HostError::NoMemory(_) | HostError::Internal(_) => {
-            ErrorClass::Internal
-        }
+        HostError::NoGroup(_)
+        | HostError::NoMemory(_)
+        | HostError::Unreachable(..)
+        | HostError::Internal(_) => ErrorClass::Internal,
     };
     CommandError::new(class, error)
 }

@@ -44,7 +44,7 @@ use crate::device::endpoint::Endpoint;
 use crate::device::events::EventQueue;
 use crate::device::mapping::{IovaRange, MIN_GRANULE, Mapping};
 use crate::device::status::{DeviceStatus, MappingStatus, MemoryStatus};
-use crate::host::{Host, HostError, MemoryRegion, ReservedRegion};
+use crate::host::{Host, HostError, MemoryError, MemoryRegion, ReservedRegion};
 use crate::spec::{Config, DomainId, EndpointId, Features, Range32, Range64};
 
 pub use request::MAX_READABLE;
@@ -284,7 +284,7 @@ impl Device {
         memory: &GuestMemoryMmap,
         removed: &[MemoryRegion],
         added: &[MemoryRegion],
-    ) -> Result<(), HostError> {
+    ) -> Result<(), Vec<MemoryError>> {
         let mut state = self.state();
         let removed_from = |region: &MemoryStatus| {
             removed
@@ -295,13 +295,21 @@ impl Device {
         state.memory.extend(added.iter().map(|region| MemoryStatus {
             gpa: region.gpa.0,
             length: region.length,
+            error: None,
         }));
         state.memory.sort_by_key(|region| region.gpa);
-        self.host
-            .update_memory(memory, removed, added)
-            .inspect_err(|_| {
-                self.counters.host_errors.increment();
-            })
+        let result = self.host.update_memory(memory, removed, added);
+        for failed in result.as_ref().err().into_iter().flatten() {
+            self.counters.host_errors.increment();
+            let region = state
+                .memory
+                .iter_mut()
+                .find(|region| (region.gpa, region.length) == (failed.gpa.0, failed.length));
+            if let Some(region) = region {
+                region.error = Some(failed.error.to_string());
+            }
+        }
+        result
     }
 
     /// A front-end connected.

@@ -84,6 +84,9 @@ pub struct MemoryStatus {
     pub gpa: u64,
     /// Bytes.
     pub length: u64,
+    /// Why endpoints do not reach it, or not all of it; absent when they do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 pub(super) fn picture(state: &State) -> DeviceStatus {

@@ -214,6 +214,9 @@ pub enum HostError {
     /// The address range is not usable on the host: outside the aperture or over a reserved region.
     #[error("address range refused: {0}")]
     Range(String),
+    /// A mapping leads to guest memory that the host could not take: where that begins, and why.
+    #[error("guest memory at {0} is out of reach of endpoints: {1}")]
+    Unreachable(Gpa, String),
     /// Anything else: the message has the call and the error.
     #[error("{0}")]
     Internal(String),
@@ -227,9 +230,22 @@ impl HostError {
             Self::Unsupported(_) => Status::Unsupp,
             Self::NoMemory(_) => Status::NoMem,
             Self::Range(_) => Status::Range,
-            Self::Internal(_) => Status::DevErr,
+            Self::Unreachable(..) | Self::Internal(_) => Status::DevErr,
         }
     }
+}
+
+/// A region of guest memory that a host could not take, or not give back.
+#[derive(Debug, thiserror::Error)]
+#[error("guest memory at {gpa} of {length:#x} bytes: {error}")]
+pub struct MemoryError {
+    /// Its first address.
+    pub gpa: Gpa,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Why.
+    #[source]
+    pub error: HostError,
 }
 
 /// Carries the device's decisions out. See the module's page for the locks.
@@ -277,13 +293,14 @@ pub trait Host: Send + Sync {
     /// before this returns, errors or not; then `added` ones enter bypass and every mapping that points to
     /// them. `memory` is the whole new map.
     ///
-    /// On error the parts of `added` that failed are not accessible to endpoints; everything else is.
+    /// On error, which tells all regions that failed, the parts of `added` that did are not accessible to endpoints;
+    /// everything else is. Until a region that failed as a whole is removed, a [`Host::map`] that leads to it fails.
     fn update_memory(
         &self,
         memory: &GuestMemoryMmap,
         removed: &[MemoryRegion],
         added: &[MemoryRegion],
-    ) -> Result<(), HostError>;
+    ) -> Result<(), Vec<MemoryError>>;
 
     /// Descriptors that are readable while [`Host::take_events`] has something to give. Fixed for the life
     /// of the host.

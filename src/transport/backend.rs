@@ -114,10 +114,10 @@ impl Backend {
         let result = self
             .device
             .update_memory(&memory, &difference.removed, &difference.added);
-        if let Err(error) = result {
+        for error in result.err().into_iter().flatten() {
             // Endpoints cannot reach the new memory, or a part of it. The library (0.24) ends the connection when a
             // message is refused, and with it the guest.
-            log::error!("guest memory cannot be made accessible to endpoints: {error}");
+            log::error!("{error}; endpoints do not reach it, or not all of it");
         }
     }
 

@@ -12,7 +12,8 @@ use std::sync::{Arc, RwLock};
 use vhost_device_iommu::device::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
 use vhost_device_iommu::host::iommufd::{EndpointSource, IommufdHost};
 use vhost_device_iommu::host::{
-    Attachment, Host, HostError, HostEvent, MemoryRegion, PageRequestGroup, PageRequests, Requester,
+    Attachment, Host, HostError, HostEvent, MemoryError, MemoryRegion, PageRequestGroup,
+    PageRequests, Requester,
 };
 use vhost_device_iommu::spec::{DomainId, EndpointId, Gpa, Iova, MapFlags, Pasid};
 use vm_memory::GuestMemoryMmap;
@@ -72,7 +73,7 @@ impl Bench {
         &self,
         removed: &[MemoryRegion],
         added: &[MemoryRegion],
-    ) -> Result<(), HostError> {
+    ) -> Result<(), Vec<MemoryError>> {
         self.host
             .update_memory(&GuestMemoryMmap::new(), removed, added)
     }

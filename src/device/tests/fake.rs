@@ -11,7 +11,7 @@ use crate::device::events::{Buffers, EventQueue};
 use crate::device::mapping::{IovaRange, Mapping, SharedMappings};
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Fault, Host, HostError, HostEvent, Limits,
-    MemoryRegion, Owner, PageRequest, PageRequestGroup, Requester,
+    MemoryError, MemoryRegion, Owner, PageRequest, PageRequestGroup, Requester,
 };
 use crate::spec::{DomainId, EndpointId, MapFlags, PasidFlags};
 
@@ -24,6 +24,7 @@ pub enum Call {
     Map,
     Unmap,
     Respond,
+    AddMemory,
 }
 
 #[derive(Default)]
@@ -285,9 +286,23 @@ impl Host for FakeHost {
         &self,
         _: &GuestMemoryMmap,
         _: &[MemoryRegion],
-        _: &[MemoryRegion],
-    ) -> Result<(), HostError> {
-        Ok(())
+        added: &[MemoryRegion],
+    ) -> Result<(), Vec<MemoryError>> {
+        let inner = self.inner.lock().unwrap();
+        let refused = |region: &MemoryRegion| {
+            let error = inner.check(Call::AddMemory).err()?;
+            Some(MemoryError {
+                gpa: region.gpa,
+                length: region.length,
+                error,
+            })
+        };
+        let errors: Vec<_> = added.iter().filter_map(refused).collect();
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
     }
 
     fn event_fds(&self) -> Vec<RawFd> {

@@ -6,6 +6,7 @@ mod bypass;
 mod config;
 mod fake;
 mod map_unmap;
+mod memory;
 mod model;
 mod page_requests;
 mod pasid;

@@ -8,7 +8,7 @@ use super::context::{Context, Ioas};
 use super::kernel::{self, CallError};
 use crate::device::mapping::IovaRange;
 use crate::host::{HostError, MemoryRegion};
-use crate::spec::Iova;
+use crate::spec::{Gpa, Iova};
 
 /// A piece of guest memory: whole pages, both ends inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +35,20 @@ impl Region {
     }
 }
 
+/// A region that could not be placed.
+struct Refused {
+    /// Address and length.
+    announced: (u64, u64),
+    why: String,
+}
+
 /// All of guest memory.
 pub(super) struct GuestMemory {
     ioas: Ioas,
     /// Ascending.
     regions: Vec<Region>,
+    /// What could not be placed.
+    refused: Vec<Refused>,
     page_size: u64,
     /// The kernel has MAP_FILE.
     maps_files: bool,
@@ -58,6 +67,7 @@ impl GuestMemory {
         Ok(Self {
             ioas,
             regions: Vec::new(),
+            refused: Vec::new(),
             page_size: kernel::page_size(),
             maps_files,
         })
@@ -80,8 +90,31 @@ impl GuestMemory {
             .map_while(move |region| region.intersection(first, last))
     }
 
+    /// Fails when some of a range of guest-physical addresses is memory that could not be placed.
+    pub fn check_refused(&self, first: u64, last: u64) -> Result<(), HostError> {
+        let touches = |refused: &&Refused| {
+            let (gpa, length) = refused.announced;
+            gpa <= last && first - gpa.min(first) < length
+        };
+        match self.refused.iter().find(touches) {
+            None => Ok(()),
+            Some(Refused { announced, why }) => {
+                Err(HostError::Unreachable(Gpa(announced.0), why.clone()))
+            }
+        }
+    }
+
     /// Places a region. It can be copied from when this succeeds.
     pub fn add(&mut self, region: &MemoryRegion) -> Result<Region, HostError> {
+        self.place(region).inspect_err(|error| {
+            self.refused.push(Refused {
+                announced: (region.gpa.0, region.length),
+                why: error.to_string(),
+            });
+        })
+    }
+
+    fn place(&mut self, region: &MemoryRegion) -> Result<Region, HostError> {
         let new = self.whole_pages(region)?;
         let length = new.last - new.first + 1;
         let skipped = new.first - region.gpa.0;
@@ -116,6 +149,8 @@ impl GuestMemory {
     /// Forgets a region; its copies are gone before. `None` when it never was there.
     pub fn forget(&mut self, region: &MemoryRegion) -> Option<Region> {
         let announced = (region.gpa.0, region.length);
+        self.refused
+            .retain(|refused| refused.announced != announced);
         let index = self
             .regions
             .iter()

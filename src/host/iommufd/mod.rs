@@ -50,7 +50,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::device::mapping::{IovaRange, Mapping, SharedMappings};
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
-    MemoryRegion, Requester,
+    MemoryError, MemoryRegion, Requester,
 };
 use crate::spec::{DomainId, EndpointId, Iova};
 
@@ -322,6 +322,7 @@ impl Host for IommufdHost {
         let ioas = state.domain(domain)?.space.ioas();
         let (gpa, iova) = (mapping.gpa.0, mapping.range.first.0);
         let last = gpa.saturating_add(mapping.range.last.0 - iova);
+        state.memory.check_refused(gpa, last)?;
         let mut copied = false;
         for (from, to) in state.memory.parts(gpa, last) {
             let result = ioas.copy(
@@ -359,15 +360,27 @@ impl Host for IommufdHost {
         _memory: &GuestMemoryMmap,
         removed: &[MemoryRegion],
         added: &[MemoryRegion],
-    ) -> Result<(), HostError> {
+    ) -> Result<(), Vec<MemoryError>> {
         let mut state = self.state();
-        let mut result = Ok(());
-        let gone = removed.iter().map(|region| state.remove_memory(region));
-        let gone = gone.fold(Ok(()), Result::and);
-        for region in added {
-            result = result.and(state.add_memory(region));
+        let mut errors = Vec::new();
+        let mut note = |region: &MemoryRegion, result: Result<(), HostError>| {
+            errors.extend(result.err().map(|error| MemoryError {
+                gpa: region.gpa,
+                length: region.length,
+                error,
+            }));
+        };
+        for region in removed {
+            note(region, state.remove_memory(region));
         }
-        gone.and(result)
+        for region in added {
+            note(region, state.add_memory(region));
+        }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
     }
 
     fn event_fds(&self) -> Vec<RawFd> {

@@ -39,7 +39,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::device::mapping::{IovaRange, Mapping, SharedMappings};
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Fault, Host, HostError, HostEvent, Limits,
-    MemoryRegion, Owner, PageRequest, PageRequests, Requester,
+    MemoryError, MemoryRegion, Owner, PageRequest, PageRequests, Requester,
 };
 use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode, PasidFlags, Reason};
 
@@ -335,7 +335,7 @@ impl Host for SoftHost {
         memory: &GuestMemoryMmap,
         _removed: &[MemoryRegion],
         _added: &[MemoryRegion],
-    ) -> Result<(), HostError> {
+    ) -> Result<(), Vec<MemoryError>> {
         let memory = memory.clone();
         *self.memory.write().unwrap_or_else(PoisonError::into_inner) = memory.clone();
         for port in read(&self.ports).iter() {

@@ -151,11 +151,23 @@ fn memory_that_is_not_made_of_pages_is_cut_or_refused() {
     bench.attach(1, unwanted(&domain)).unwrap();
     // Its pages are not ours: nothing of it can be mapped.
     let skewed = bench.ram.region(0x1000, 0x800, MIB);
-    assert!(
+    let errors = bench
+        .update_memory(&[], std::slice::from_ref(&skewed))
+        .unwrap_err();
+    assert_eq!(errors.len(), 1);
+    assert_eq!((errors[0].gpa, errors[0].length), (Gpa(0x1000), MIB));
+    // Who maps it is told so, and nobody else.
+    let end = 0x1000 + MIB;
+    for gpa in [0, 0x1000, end - 0x1000] {
+        let error = bench.map(&domain, IOVA, 0x2000, gpa).unwrap_err();
+        assert!(matches!(error, HostError::Unreachable(Gpa(0x1000), _)));
+        assert_eq!(error.status(), Status::DevErr);
+    }
+    for gpa in [0, end] {
         bench
-            .update_memory(&[], std::slice::from_ref(&skewed))
-            .is_err()
-    );
+            .map(&domain, IOVA + 8 * MIB + gpa, 0x1000, gpa)
+            .unwrap();
+    }
     // It begins and ends within pages.
     let ragged = bench.ram.region(0x10_0800, 0x800, MIB);
     bench

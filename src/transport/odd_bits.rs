@@ -4,8 +4,8 @@
 //! A later version of the specification may give a meaning to what is reserved today, so drivers must not look at
 //! it. These stand-ins sit where bytes leave for the guest, and set what no driver may act on:
 //!
-//! * properties: `reserved` and undefined flags (V60, X22, X27), and first in each list one of an unknown type (P53);
-//! * tails: `reserved` (R18);
+//! * properties: `reserved` and undefined flags (V60, X22, X27), and first in each list two to be ignored (P53);
+//! * tails: `reserved`, and for one request no tail at all (R18);
 //! * events: undefined flags, `reserved1` and `reserved2`, and fields without the flag that makes them valid (E70, X32,
 //!   X33).
 //!
@@ -14,14 +14,15 @@
 
 use std::mem::size_of;
 
-use zerocopy::little_endian::{U16, U32};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::device::events::{Buffers, EventQueue};
 use crate::device::{Finished, Reply, Step};
 use crate::spec::{
-    EVENT_LEN, Event, EventFlags, PageRequestProperty, PasidFlags, PasidProperty, PropertyHead,
-    PropertyType, ResvMemProperty, ResvMemSubtype, TAIL_LEN,
+    Attach, AttachFlags, EVENT_LEN, Event, EventFlags, PageRequestProperty, PasidFlags,
+    PasidProperty, PropertyHead, PropertyType, RequestType, ResvMemProperty, ResvMemSubtype,
+    TAIL_LEN,
 };
 use crate::transport::requests::Execute;
 
@@ -39,6 +40,21 @@ const UNKNOWN: u8 = 0x7f;
 
 /// A property of an unknown type, with four bytes that mean nothing.
 const UNKNOWN_PROPERTY: [u8; 8] = [0xff, 0x07, 4, 0, 0xff, 0xff, 0xff, 0xff];
+
+/// A reserved region, if it were not for the reserved bits of `type` (P53).
+const RESERVED_PROPERTY: ResvMemProperty = ResvMemProperty {
+    head: PropertyHead {
+        kind: U16::new(0xf000 | PropertyType::ResvMem as u16),
+        length: U16::new((size_of::<ResvMemProperty>() - size_of::<PropertyHead>()) as u16),
+    },
+    subtype: ResvMemSubtype::Reserved as u8,
+    reserved: [0; 3],
+    first: U64::new(0x4000_0000),
+    last: U64::new(0x4000_ffff),
+};
+
+/// An ATTACH of this PASID is not carried out, and goes back unwritten (R18).
+const UNWRITTEN_PASID: u32 = 13;
 
 /// An event queue whose events are odd.
 pub(super) struct OddEvents<'a>(pub &'a mut dyn EventQueue);
@@ -114,6 +130,13 @@ impl<B> OddBatch<B> {
 
 impl<B: Execute> Execute for OddBatch<B> {
     fn execute(&mut self, readable: &[u8], readable_len: usize, writable_len: usize) -> Step {
+        if is_unwritten(readable) {
+            self.batch.broken();
+            return Step {
+                settled: None,
+                reply: Reply::Unwritten,
+            };
+        }
         let step = self.batch.execute(readable, readable_len, writable_len);
         if step.reply == Reply::Properties {
             self.properties = odd_properties(self.batch.properties());
@@ -134,10 +157,17 @@ impl<B: Execute> Execute for OddBatch<B> {
     }
 }
 
+fn is_unwritten(request: &[u8]) -> bool {
+    Attach::read_from_bytes(request).is_ok_and(|attach| {
+        attach.head.kind == RequestType::Attach as u8
+            && attach.flags.get() & AttachFlags::PASID.bits() != 0
+            && attach.pasid.get() == UNWRITTEN_PASID
+    })
+}
+
 /// A list of properties in its odd form.
 fn odd_properties(properties: &[u8]) -> Vec<u8> {
-    let mut odd = UNKNOWN_PROPERTY.to_vec();
-    odd.extend_from_slice(properties);
+    let mut odd = [&UNKNOWN_PROPERTY, RESERVED_PROPERTY.as_bytes(), properties].concat();
     let mut rest = odd.as_mut_slice();
     while let Ok((head, _)) = PropertyHead::read_from_prefix(rest) {
         let size = size_of::<PropertyHead>() + usize::from(head.length.get());
@@ -273,12 +303,25 @@ mod tests {
         property.flags = U32::new(PasidFlags::EXEC.bits());
         property.width = 20;
         let odd = odd_properties(property.as_bytes());
-        let (unknown, odd) = odd.split_at(UNKNOWN_PROPERTY.len());
-        assert_eq!(unknown, UNKNOWN_PROPERTY);
+        let (ignored, odd) = odd.split_at(odd.len() - size);
+        assert!(ignored.starts_with(&UNKNOWN_PROPERTY));
+        assert!(ignored.ends_with(RESERVED_PROPERTY.as_bytes()));
         let odd = PasidProperty::read_from_bytes(odd).unwrap();
         assert_eq!((odd.head, odd.width), (property.head, 20));
         assert_eq!(odd.flags.get(), !PasidFlags::PRIVILEGED.bits());
         assert_eq!(odd.reserved, [0xff; 3]);
+    }
+
+    #[test]
+    fn one_pasid_is_never_attached() {
+        let mut attach = Attach::new_zeroed();
+        attach.head.kind = RequestType::Attach as u8;
+        attach.pasid = U32::new(UNWRITTEN_PASID);
+        assert!(!is_unwritten(attach.as_bytes()));
+        attach.flags = U32::new(AttachFlags::PASID.bits());
+        assert!(is_unwritten(attach.as_bytes()));
+        attach.head.kind = RequestType::Detach as u8;
+        assert!(!is_unwritten(attach.as_bytes()));
     }
 
     #[test]

@@ -16,7 +16,8 @@
 
 #include "init.h"
 
-#define COMMAND_LINE "/dev/ttyS1"
+/* The second serial line of a PC, and of a machine for Arm. */
+static const char *const command_lines[] = { "/dev/ttyS1", "/dev/ttyAMA1" };
 #define LONGEST_LINE 65536
 #define MOST_WORDS 128
 
@@ -172,8 +173,10 @@ static void mount_all(void)
 static bool open_line(void)
 {
 	struct termios settings;
-	int fd = open(COMMAND_LINE, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	int fd = -1;
 
+	for (size_t i = 0; fd < 0 && i < sizeof command_lines / sizeof *command_lines; i++)
+		fd = open(command_lines[i], O_RDWR | O_NOCTTY | O_CLOEXEC);
 	if (fd < 0 || tcgetattr(fd, &settings))
 		return false;
 	cfmakeraw(&settings);
@@ -197,7 +200,7 @@ int main(void)
 		dup2(console, fd);
 
 	if (!open_line()) {
-		fprintf(stderr, "init: cannot open %s: %s\n", COMMAND_LINE, strerror(errno));
+		fprintf(stderr, "init: cannot open the second serial line: %s\n", strerror(errno));
 		reboot(RB_POWER_OFF);
 		return 1;
 	}

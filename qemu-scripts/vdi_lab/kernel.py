@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The lab kernel and one that checks itself, built from Debian's source package, and Debian's packaged kernel."""
+"""The lab kernel, one that checks itself and one for Arm, built from Debian's source package, and Debian's packaged
+kernel."""
 
 import functools
 import os
@@ -9,13 +10,14 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-from . import cache, debian
+from . import cache, cross, debian
 from .cache import Missing, say
 
 SOURCE = "linux-source-7.2"
 GUEST = pathlib.Path(__file__).resolve().parents[2] / "guest"
 FRAGMENT = GUEST / "kernel" / "lab.config"
 DEBUG_FRAGMENT = GUEST / "kernel" / "debug.config"
+ARM_FRAGMENT = GUEST / "kernel" / "arm64.config"
 SERIES = GUEST / "linux"
 
 # What a build on a bare machine wants: command or file, and the package that has it.
@@ -36,11 +38,36 @@ TOOLS = {
 # So that the same source and options give the same bytes.
 STAMP = ["KBUILD_BUILD_TIMESTAMP=2026-01-01", "KBUILD_BUILD_USER=lab", "KBUILD_BUILD_HOST=lab"]
 
-# Objects of a whole build, for the progress lines.
-OBJECTS = 1430
 PROGRESS_SECONDS = 20
 
 DEBIAN_META = "linux-image-amd64"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a kernel is built for, on x86_64."""
+
+    # The image that make makes, and in which directory.
+    image: str
+    directory: str
+    # Objects of a whole build, for the progress lines.
+    objects: int
+    # With _KERNEL and _MODULES: what names a kernel to take instead.
+    environment: str
+    # More for make, and more than `TOOLS`.
+    variables: tuple[str, ...] = ()
+    tools: tuple[tuple[str, str], ...] = ()
+
+
+PC = Target("bzImage", "arch/x86/boot", 1430, "VDI")
+ARM = Target(
+    "Image",
+    "arch/arm64/boot",
+    570,
+    "VDI_ARM",
+    ("ARCH=arm64", f"CROSS_COMPILE={cross.PREFIX}"),
+    tuple(cross.TOOLS.items()),
+)
 
 
 @dataclass(frozen=True)
@@ -72,10 +99,10 @@ def _settings(text: str) -> dict[str, str]:
     return {name: value for name, _, value in lines}
 
 
-def _configure(source: pathlib.Path, build: pathlib.Path, fragments: str) -> None:
+def _configure(target: Target, source: pathlib.Path, build: pathlib.Path, fragments: str) -> None:
     """tinyconfig with the fragments; every option of theirs must be in force afterwards."""
     build.mkdir(exist_ok=True)
-    make = ["make", "-s", "-C", str(source), f"O={build}"]
+    make = ["make", "-s", "-C", str(source), f"O={build}", *target.variables]
     debian.run([*make, "tinyconfig"], "kernel configuration")
     with (build / ".config").open("a") as config:
         config.write(fragments)
@@ -86,10 +113,10 @@ def _configure(source: pathlib.Path, build: pathlib.Path, fragments: str) -> Non
             raise Missing(f"kernel configuration: {name}={value} of guest/kernel is not in force")
 
 
-def _compile(name: str, source: pathlib.Path, build: pathlib.Path, log: pathlib.Path) -> None:
+def _compile(name: str, target: Target, source: pathlib.Path, build: pathlib.Path, log: pathlib.Path) -> None:
     """Runs make with a progress line now and then."""
     jobs = (os.cpu_count() or 1) + 1
-    command = ["make", "-C", str(source), f"O={build}", f"-j{jobs}", *STAMP, "bzImage", "modules"]
+    command = ["make", "-C", str(source), f"O={build}", f"-j{jobs}", *target.variables, *STAMP, target.image, "modules"]
     started = last = time.monotonic()
     say(f"{name}: compiling with {jobs} jobs; some minutes, once")
     with (
@@ -105,41 +132,49 @@ def _compile(name: str, source: pathlib.Path, build: pathlib.Path, log: pathlib.
             objects += line.startswith(("  CC ", "  AS "))
             if time.monotonic() - last > PROGRESS_SECONDS:
                 last = time.monotonic()
-                say(f"{name}: {objects} of about {OBJECTS} files, {last - started:.0f} s")
+                say(f"{name}: {objects} of about {target.objects} files, {last - started:.0f} s")
     if process.returncode != 0:
         words = [line for line in log.read_text().splitlines() if "rror" in line]
         raise Missing(f"{name}: the build failed, see {log}: {words[0] if words else 'no message'}")
 
 
-def _build(name: str, fragments: str) -> Kernel:
+def _build(name: str, fragments: str, target: Target = PC) -> Kernel:
     """A kernel of ours, compiled once."""
     if os.uname().machine != "x86_64":
-        raise Missing(f"{name}: it is built for x86_64 on x86_64: set VDI_KERNEL and VDI_MODULES")
+        wanted = f"{target.environment}_KERNEL and {target.environment}_MODULES"
+        raise Missing(f"{name}: it is built on x86_64 only: set {wanted}")
 
     def make(path: pathlib.Path) -> None:
-        debian.need_tools(TOOLS)
+        debian.need_tools({**TOOLS, **dict(target.tools)})
         source = ensure_source()
         build = path / "build"
-        _configure(source, build, fragments)
-        _compile(name, source, build, path / "build.log")
+        _configure(target, source, build, fragments)
+        _compile(name, target, source, build, path / "build.log")
         modules = path / "modules"
         modules.mkdir(exist_ok=True)
         for module in build.rglob("*.ko"):
             shutil.copy(module, modules / module.name)
-        shutil.copy(build / "arch/x86/boot/bzImage", path / "bzImage")
+        shutil.copy(build / target.directory / target.image, path / target.image)
 
     try:
-        path = cache.entry(f"kernel-{cache.key(SOURCE, fragments, *STAMP)}", make, resume=True)
+        path = cache.entry(f"kernel-{cache.key(SOURCE, fragments, *STAMP, *target.variables)}", make, resume=True)
     except Missing as missing:
         raise Missing(f"{name}: {missing}".replace(f"{name}: {name}", name)) from missing
-    return Kernel(path / "bzImage", path / "modules")
+    return Kernel(path / target.image, path / "modules")
+
+
+def _given(environment: str) -> Kernel | None:
+    """The kernel that environment variables name."""
+    if (image := os.environ.get(f"{environment}_KERNEL")) and (modules := os.environ.get(f"{environment}_MODULES")):
+        return Kernel(pathlib.Path(image), pathlib.Path(modules))
+    return None
 
 
 @functools.cache
 def ensure_kernel() -> Kernel:
     """The lab kernel: the one in VDI_KERNEL and VDI_MODULES, or one built from source once."""
-    if (image := os.environ.get("VDI_KERNEL")) and (modules := os.environ.get("VDI_MODULES")):
-        return Kernel(pathlib.Path(image), pathlib.Path(modules))
+    if given := _given(PC.environment):
+        return given
     return _build("lab kernel", FRAGMENT.read_text())
 
 
@@ -147,6 +182,14 @@ def ensure_kernel() -> Kernel:
 def ensure_debug_kernel() -> Kernel:
     """The lab kernel with its own checks: lockdep, KASAN and others. Slow."""
     return _build("debug kernel", FRAGMENT.read_text() + DEBUG_FRAGMENT.read_text())
+
+
+@functools.cache
+def ensure_arm_kernel() -> Kernel:
+    """The stock kernel for Arm: the one in VDI_ARM_KERNEL and VDI_ARM_MODULES, or one compiled across, once."""
+    if given := _given(ARM.environment):
+        return given
+    return _build("kernel for Arm", ARM_FRAGMENT.read_text(), ARM)
 
 
 def tree() -> tuple[pathlib.Path, pathlib.Path]:
@@ -157,8 +200,8 @@ def tree() -> tuple[pathlib.Path, pathlib.Path]:
 @functools.cache
 def ensure_patched_kernel() -> Kernel:
     """The lab kernel with the series of guest/linux/, or the one in VDI_PATCHED_KERNEL and VDI_PATCHED_MODULES."""
-    if (image := os.environ.get("VDI_PATCHED_KERNEL")) and (modules := os.environ.get("VDI_PATCHED_MODULES")):
-        return Kernel(pathlib.Path(image), pathlib.Path(modules))
+    if given := _given("VDI_PATCHED"):
+        return given
     build = tree()[1]
     if not build.is_dir():
         raise Missing(f"patched kernel: {build} does not exist: set VDI_PATCHED_KERNEL too, or unset VDI_KERNEL")
@@ -185,8 +228,8 @@ def _patched(name: str, build: pathlib.Path) -> Kernel:
 @functools.cache
 def ensure_debian_kernel() -> Kernel:
     """Debian's packaged kernel: the one in VDI_DEBIAN_KERNEL and VDI_DEBIAN_MODULES, or the fetched one."""
-    if (image := os.environ.get("VDI_DEBIAN_KERNEL")) and (modules := os.environ.get("VDI_DEBIAN_MODULES")):
-        return Kernel(pathlib.Path(image), pathlib.Path(modules))
+    if given := _given("VDI_DEBIAN"):
+        return given
 
     def make(path: pathlib.Path) -> None:
         package = debian.meta(DEBIAN_META, debian.STABLE, "linux-image-")

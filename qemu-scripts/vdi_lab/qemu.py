@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""QEMU with the generic vhost-user device (newer than 10.0)."""
+"""QEMU with the generic vhost-user device (newer than 10.0), for PCs and for Arm."""
 
 import functools
 import os
@@ -12,7 +12,10 @@ from . import cache, debian
 from .cache import Missing
 
 DEVICE = "vhost-user-test-device-pci"
-PACKAGES = ["base-files", "qemu-system-x86"]
+
+# Programs, and the packages that have them.
+PC = ("qemu-system-x86_64", "qemu-system-x86")
+ARM = ("qemu-system-aarch64", "qemu-system-arm")
 
 # Run by the unpacked loader, on the unpacked libraries, with the unpacked firmware: an ordinary process that sees the
 # machine's files and sockets.
@@ -20,7 +23,7 @@ WRAPPER = """\
 #!/bin/sh
 root={root}
 exec "$root/usr/lib64/ld-linux-x86-64.so.2" --argv0 "$0" --library-path "$root/usr/lib/x86_64-linux-gnu" \\
-    "$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" "$@"
+    "$root/usr/bin/{program}" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" "$@"
 """
 
 
@@ -39,30 +42,46 @@ def _has_device(command: list[str]) -> bool:
     return DEVICE in result.stdout
 
 
-def _make(path: pathlib.Path) -> None:
-    debian.fetch(path, PACKAGES, debian.BACKPORTS, f"QEMU from {debian.BACKPORTS}", dependencies=True)
-    wrapper = path / "qemu-system-x86_64"
-    wrapper.write_text(WRAPPER.format(root=shlex.quote(str(path / "root"))))
-    wrapper.chmod(0o755)
-    if not _has_device([str(wrapper)]):
-        raise Missing(f"QEMU from {debian.BACKPORTS} does not run here or has no {DEVICE}: try {wrapper} --version")
+def _packaged(program: str, package: str) -> pathlib.Path:
+    packages = ["base-files", package]
+
+    def make(path: pathlib.Path) -> None:
+        debian.fetch(path, packages, debian.BACKPORTS, f"{package} from {debian.BACKPORTS}", dependencies=True)
+        wrapper = path / program
+        wrapper.write_text(WRAPPER.format(root=shlex.quote(str(path / "root")), program=program))
+        wrapper.chmod(0o755)
+        if not _has_device([str(wrapper)]):
+            raise Missing(
+                f"{package} from {debian.BACKPORTS} does not run here or has no {DEVICE}: try {wrapper} --version"
+            )
+
+    return cache.entry(f"qemu-{cache.key(*packages, debian.BACKPORTS, WRAPPER)}", make) / program
+
+
+def _ensure(variable: str, program: str, package: str) -> list[str]:
+    if chosen := os.environ.get(variable):
+        return shlex.split(chosen)
+    own = shutil.which(program)
+    if own and _has_device([own]):
+        return [own]
+    if os.uname().machine != "x86_64":
+        raise Missing(f"no {program} with {DEVICE} in PATH, and the packaged one is for x86_64: set {variable}")
+    try:
+        return [str(_packaged(program, package))]
+    except Missing as missing:
+        raise Missing(f"QEMU newer than 10.0: {missing}; install one or set {variable}") from missing
 
 
 @functools.cache
 def ensure_qemu() -> list[str]:
     """The command that runs QEMU: the one in VDI_QEMU, the system's own if it is new enough, or a fetched one."""
-    if chosen := os.environ.get("VDI_QEMU"):
-        return shlex.split(chosen)
-    own = shutil.which("qemu-system-x86_64")
-    if own and _has_device([own]):
-        return [own]
-    if os.uname().machine != "x86_64":
-        raise Missing(f"no qemu-system-x86_64 with {DEVICE} in PATH, and the packaged one is for x86_64: set VDI_QEMU")
-    try:
-        path = cache.entry(f"qemu-{cache.key(*PACKAGES, debian.BACKPORTS, WRAPPER)}", _make)
-    except Missing as missing:
-        raise Missing(f"QEMU newer than 10.0: {missing}; install one or set VDI_QEMU") from missing
-    return [str(path / "qemu-system-x86_64")]
+    return _ensure("VDI_QEMU", *PC)
+
+
+@functools.cache
+def ensure_arm_qemu() -> list[str]:
+    """The same for Arm, and VDI_ARM_QEMU."""
+    return _ensure("VDI_ARM_QEMU", *ARM)
 
 
 def version() -> str:

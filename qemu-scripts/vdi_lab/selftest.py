@@ -4,22 +4,22 @@
 import functools
 import pathlib
 
-from . import cache, debian
+from . import cache, cross, debian
 from .kernel import SOURCE, ensure_source
 
 PCI = "pci_endpoint"
 
 
 @functools.cache
-def ensure_pci_selftest() -> pathlib.Path:
+def ensure_pci_selftest(compiler: str = "gcc") -> pathlib.Path:
     """The test of the driver pci_endpoint_test: one static program."""
 
     def make(path: pathlib.Path) -> None:
-        debian.need_tools({"gcc": "gcc"})
+        debian.need_tools(cross.PROGRAM_TOOLS if compiler == cross.COMPILER else {"gcc": "gcc"})
         tests = ensure_source() / "tools" / "testing" / "selftests"
         source = tests / PCI / f"{PCI}_test.c"
         output = path / f"{PCI}_test"
-        debian.run(["gcc", "-O2", "-static", f"-I{tests}", "-o", str(output), str(source)], "PCI endpoint selftest")
+        debian.run([compiler, "-O2", "-static", f"-I{tests}", "-o", str(output), str(source)], "PCI endpoint selftest")
 
-    entry = cache.entry(f"selftest-{cache.key(PCI, SOURCE, debian.BACKPORTS)}", make)
+    entry = cache.entry(f"selftest-{cache.key(PCI, SOURCE, debian.BACKPORTS, compiler)}", make)
     return entry / f"{PCI}_test"

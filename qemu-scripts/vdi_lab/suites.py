@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 
-from . import boot, cargo, debian, kernel, qemu, selftest
+from . import boot, cargo, cross, debian, kernel, qemu, selftest
 from .cache import Missing
 from .cargo import ROOT
 from .tally import CargoCounter, Counter, Tally, UnittestCounter, follow, lines
@@ -35,7 +35,7 @@ NESTED_DEVICES = (
 )
 DISK_BYTES = 64 << 20
 
-GUEST_INIT = ROOT / "guest" / "build" / "init"
+GUEST_BUILD = ROOT / "guest" / "build"
 
 
 def lab_environment() -> dict[str, str]:
@@ -59,13 +59,38 @@ def patched_environment() -> dict[str, str]:
     return {"VDI_PATCHED_KERNEL": str(patched.image), "VDI_PATCHED_MODULES": str(patched.modules)}
 
 
+def arm_environment() -> dict[str, str]:
+    """The same for a guest on Arm."""
+    # dtc and fdtoverlay put the IOMMU into its device tree.
+    debian.need_tools({"dtc": "device-tree-compiler", "fdtoverlay": "device-tree-compiler"})
+    found = kernel.ensure_arm_kernel()
+    return {
+        "VDI_ARM_QEMU": " ".join(qemu.ensure_arm_qemu()),
+        "VDI_ARM_KERNEL": str(found.image),
+        "VDI_ARM_MODULES": str(found.modules),
+        "VDI_ARM_INIT": str(arm_guest_init()),
+        "VDI_ARM_PCI_SELFTEST": str(selftest.ensure_pci_selftest(cross.COMPILER)),
+    }
+
+
 def guest_init() -> pathlib.Path:
     """The program that is init in the guests."""
     debian.need_tools({"gcc": "gcc", "make": "make"})
-    result = subprocess.run(["make", "-s", "-C", str(ROOT / "guest")], check=False, stdout=sys.stderr)
+    return _guest_init(GUEST_BUILD)
+
+
+def arm_guest_init() -> pathlib.Path:
+    """The same for Arm."""
+    debian.need_tools({**cross.PROGRAM_TOOLS, "make": "make"})
+    return _guest_init(GUEST_BUILD / "arm64", f"CC={cross.COMPILER}")
+
+
+def _guest_init(output: pathlib.Path, *variables: str) -> pathlib.Path:
+    command = ["make", "-s", "-C", str(ROOT / "guest"), f"OUT={output}", *variables]
+    result = subprocess.run(command, check=False, stdout=sys.stderr)
     if result.returncode != 0:
         raise cargo.BuildFailed(f"make -C guest: status {result.returncode}")
-    return GUEST_INIT
+    return output / "init"
 
 
 def unit(tally: Tally) -> None:
@@ -150,8 +175,8 @@ def host(tally: Tally) -> None:
 
 
 def guest(tally: Tally) -> None:
-    """Linux guests behind the back-end, with the software host: stock ones, with the patched driver, and on a kernel
-    that checks itself."""
+    """Linux guests behind the back-end, with the software host: stock ones, with the patched driver, on a kernel that
+    checks itself, and on Arm."""
     environment = {**os.environ, **lab_environment(), "PYTHONUNBUFFERED": "1"}
     environment["VDI_ODD_BACKEND"] = str(cargo.odd_backend())
     try:
@@ -167,6 +192,10 @@ def guest(tally: Tally) -> None:
         print("guest: test_debug_kernel runs on the kernel with lockdep and KASAN", flush=True)
     except Missing as missing:
         tally.missing("guest: the kernel with lockdep and KASAN", missing)
+    try:
+        environment |= arm_environment()
+    except Missing as missing:
+        tally.missing("guest: Arm", missing)
     before = tally.failed
     command = [sys.executable, "-m", "unittest", "discover", "-v"]
     status = follow(command, UnittestCounter(tally).line, cwd=ROOT / "tests" / "functional", env=environment)

@@ -9,11 +9,13 @@
 | `VDI_DEBUG_KERNEL`, `VDI_DEBUG_MODULES` | the lab kernel with lockdep and KASAN, likewise |
 | `VDI_DEBUG_PATCHED_KERNEL`, `VDI_DEBUG_PATCHED_MODULES` | that with the patches, likewise |
 | `VDI_DEBIAN_KERNEL`, `VDI_DEBIAN_MODULES` | Debian's packaged kernel, likewise |
+| `VDI_ARM_QEMU`, `VDI_ARM_KERNEL`, `VDI_ARM_MODULES` | QEMU for Arm, a kernel for it and its modules |
 | `VDI_BACKEND` | the program under test |
 | `VDI_TEST_BACKEND` | the same with endpoints on the kernel's mock bus |
 | `VDI_ODD_BACKEND` | the same that sends what drivers have to ignore |
 | `VDI_PCI_SELFTEST` | the kernel's own test of PCI endpoints, tools/testing/selftests/pci_endpoint |
 | `VDI_INIT` | the guest's program, made by `make -C guest` |
+| `VDI_ARM_PCI_SELFTEST`, `VDI_ARM_INIT` | both for Arm |
 | `VDI_PATIENCE` | how many times as long as usual to wait for a guest |
 | `VDI_DISK_SECONDS` | how long the nested suite writes and reads a passed-through disk |
 | `VDI_KEEP` | a directory for logs; without it they are shown for failed tests only |
@@ -31,8 +33,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "qemu-scrip
 from vdi_lab import initramfs, trouble  # noqa: E402
 
 __all__ = [
-    "Kernel", "Missing", "backend", "debian_kernel", "debug_kernel", "debug_patched_kernel", "guest_init", "initramfs",
-    "lab_kernel", "odd_backend", "patched_kernel", "pci_selftest", "qemu", "test_backend", "trouble",
+    "Kernel", "Missing", "arm_init", "arm_kernel", "arm_pci_selftest", "arm_qemu", "backend", "debian_kernel",
+    "debug_kernel", "debug_patched_kernel", "guest_init", "initramfs", "lab_kernel", "odd_backend", "patched_kernel",
+    "pci_selftest", "qemu", "test_backend", "trouble",
 ]  # fmt: skip
 
 
@@ -58,11 +61,19 @@ def _path(variable: str) -> pathlib.Path:
     return path
 
 
-def qemu() -> list[str]:
-    command = shlex.split(os.environ.get("VDI_QEMU", ""))
+def _command(variable: str) -> list[str]:
+    command = shlex.split(os.environ.get(variable, ""))
     if not command:
-        raise Missing("VDI_QEMU is not set: run qemu-scripts/test guest")
+        raise Missing(f"{variable} is not set: run qemu-scripts/test guest")
     return command
+
+
+def qemu() -> list[str]:
+    return _command("VDI_QEMU")
+
+
+def arm_qemu() -> list[str]:
+    return _command("VDI_ARM_QEMU")
 
 
 def backend() -> pathlib.Path:
@@ -83,6 +94,14 @@ def guest_init() -> pathlib.Path:
 
 def pci_selftest() -> pathlib.Path:
     return _path("VDI_PCI_SELFTEST")
+
+
+def arm_init() -> pathlib.Path:
+    return _path("VDI_ARM_INIT")
+
+
+def arm_pci_selftest() -> pathlib.Path:
+    return _path("VDI_ARM_PCI_SELFTEST")
 
 
 def lab_kernel() -> Kernel:
@@ -106,3 +125,8 @@ def debug_patched_kernel() -> Kernel:
 
 def debian_kernel() -> Kernel:
     return Kernel(_path("VDI_DEBIAN_KERNEL"), _path("VDI_DEBIAN_MODULES"))
+
+
+def arm_kernel() -> Kernel:
+    """The stock kernel for Arm."""
+    return Kernel(_path("VDI_ARM_KERNEL"), _path("VDI_ARM_MODULES"))

@@ -72,28 +72,39 @@ def qemu_command(config: MachineConfig, image: pathlib.Path) -> list[str]:
         "-kernel", str(config.kernel.image), "-initrd", str(image),
         "-append", f"{COMMAND_LINE} {config.command_line}",
     ]  # fmt: skip
-    if config.vhost_socket:
-        device = "vhost-user-test-device-pci,chardev=iommu,virtio-id=23,num_vqs=2,config_size=40"
-        command += ["-chardev", f"socket,id=iommu,path={config.vhost_socket}"]
-        command += ["-device", f"{device},vq_size={config.queue_size},addr={_addr(IOMMU)}"]
-    else:
-        command += ["-device", f"virtio-iommu-pci,addr={_addr(IOMMU)}"]
     if config.viot:
         command += ["-acpitable", f"sig=VIOT,rev=0,data={config.viot}"]
+    return [*command, *device_options(config)]
+
+
+def device_options(config: MachineConfig) -> list[str]:
+    """The IOMMU, and its endpoints."""
+    if config.vhost_socket:
+        generic = "vhost-user-test-device-pci,chardev=iommu,virtio-id=23,num_vqs=2,config_size=40"
+        options = ["-chardev", f"socket,id=iommu,path={config.vhost_socket}"]
+        options += ["-device", f"{generic},vq_size={config.queue_size},addr={_addr(IOMMU)}"]
+    else:
+        options = ["-device", f"virtio-iommu-pci,addr={_addr(IOMMU)}"]
     for endpoint in (endpoint for endpoint in config.edus if endpoint not in config.functions):
-        command += ["-device", f"edu,addr={_addr(endpoint)}"]
-    command += config.extra
+        options += ["-device", f"edu,addr={_addr(endpoint)}"]
+    options += config.extra
     for function, path in config.functions.items():
         device: dict[str, Any] = {"driver": "vfio-user-pci", "addr": _addr(function)}
         device["socket"] = {"type": "unix", "path": str(path)}
         if bus := int(function.split(":")[0], 16):
             device["bus"] = f"bus{bus}"
-        command += ["-device", json.dumps(device)]
-    return command
+        options += ["-device", json.dumps(device)]
+    return options
 
 
 class Machine:
     """A running QEMU."""
+
+    # QEMU's command, and the guest's program.
+    qemu = staticmethod(lab.qemu)
+    init = staticmethod(lab.guest_init)
+    # Whether a table of ACPI tells the guest who is behind the IOMMU.
+    takes_viot = True
 
     def __init__(self, config: MachineConfig, directory: pathlib.Path):
         self.directory = directory
@@ -101,9 +112,9 @@ class Machine:
         image = directory / "initramfs"
         files = [*modules.unpack(MODULES, directory / "modules"), *config.programs]
         if config.next_kernel:
-            initramfs.write(directory / NEXT_INITRAMFS, lab.guest_init(), files)
+            initramfs.write(directory / NEXT_INITRAMFS, self.init(), files)
             files += [config.kernel.image, directory / NEXT_INITRAMFS]
-        initramfs.write(image, lab.guest_init(), files)
+        initramfs.write(image, self.init(), files)
         self._kernel = config.kernel.image.name
         # One socket pair per channel: nothing to wait for, and the end of QEMU is the end of the file.
         ours, theirs = {}, {}

@@ -29,12 +29,14 @@ class FunctionalTest(unittest.TestCase):
     kernel = staticmethod(lab.lab_kernel)
     processors = 1
     command_line = ""
+    # What they run on.
+    machine_type = Machine
     # The back-end that they start.
     backend = staticmethod(lab.backend)
 
     def setUp(self) -> None:
         try:
-            lab.qemu(), self.backend(), lab.guest_init(), self.kernel()
+            self.machine_type.qemu(), self.backend(), self.machine_type.init(), self.kernel()
         except lab.Missing as missing:
             self.skipTest(str(missing))
         self._machines = 0
@@ -105,7 +107,7 @@ class FunctionalTest(unittest.TestCase):
         files for the guest, `extra` more options for QEMU; `more` goes to the machine's configuration.
         """
         viot = None
-        if backend:
+        if backend and self.machine_type.takes_viot:
             viot = self.directory / "viot.bin"
             write_viot(lab.backend(), viot, IOMMU, [*endpoints, *(functions or {})])
         self._machines += 1
@@ -122,7 +124,7 @@ class FunctionalTest(unittest.TestCase):
             extra=list(extra),
             **more,
         )
-        machine = Machine(config, directory)
+        machine = self.machine_type(config, directory)
         self.addCleanup(machine.close)
         self.addCleanup(self._check, machine)
         machine.wait_ready()

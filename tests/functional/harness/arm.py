@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""QEMU's machine for Arm: who is behind the IOMMU stands in its device tree."""
+
+import pathlib
+import subprocess
+
+from . import lab
+from .machine import IOMMU, Machine, MachineConfig, device_options
+
+# The page of the machine's ITS that messages are written to (GITS_TRANSLATER), as a reserved region of MSI.
+MSI_WINDOW = (0x809_0000, 0x809_FFFF)
+
+COMMAND_LINE = "console=ttyAMA0 loglevel=6 panic=-1 nowatchdog"
+
+# What is added to the tree that QEMU makes: the IOMMU, a function of the host bridge, and whom it translates
+# (Documentation/devicetree/bindings/virtio/pci-iommu.yaml). An endpoint's ID is its address.
+OVERLAY = """\
+/dts-v1/;
+/plugin/;
+
+&{{/pcie@10000000}} {{
+    #address-cells = <3>;
+    #size-cells = <2>;
+    iommu-map = {entries};
+
+    iommu: iommu@{device:x},{function:x} {{
+        compatible = "pci1af4,1057";
+        reg = <{reg:#x} 0 0 0 0>;
+        #iommu-cells = <1>;
+    }};
+}};
+"""
+
+
+def _address(place: str) -> tuple[int, int, int]:
+    bus, rest = place.split(":")
+    device, function = rest.split(".")
+    return int(bus, 16), int(device, 16), int(function, 16)
+
+
+def _id(place: str) -> int:
+    bus, device, function = _address(place)
+    return bus << 8 | device << 3 | function
+
+
+def overlay(iommu: str, endpoints: list[str]) -> str:
+    """The source of the addition."""
+    entries = ", ".join(f"<{_id(endpoint):#x} &iommu {_id(endpoint):#x} 1>" for endpoint in endpoints)
+    _, device, function = _address(iommu)
+    return OVERLAY.format(entries=entries, device=device, function=function, reg=_id(iommu) << 8)
+
+
+class ArmMachine(Machine):
+    """A running QEMU for Arm: one interrupt controller of version 3 with an ITS, and its PCI host bridge."""
+
+    qemu = staticmethod(lab.arm_qemu)
+    init = staticmethod(lab.arm_init)
+    takes_viot = False
+
+    def command(self, config: MachineConfig, image: pathlib.Path) -> list[str]:
+        machine = [
+            "-nodefaults", "-no-user-config", "-display", "none",
+            "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(config.processors), "-m", config.memory,
+            "-object", f"memory-backend-memfd,id=mem,size={config.memory},share=on", "-numa", "node,memdev=mem",
+        ]  # fmt: skip
+        return [
+            *self.qemu(), "-machine", "virt,gic-version=3", *machine, "-dtb", str(self._device_tree(machine, config)),
+            "-kernel", str(config.kernel.image), "-initrd", str(image),
+            "-append", f"{COMMAND_LINE} {config.command_line}",
+            *device_options(config),
+        ]  # fmt: skip
+
+    def _device_tree(self, machine: list[str], config: MachineConfig) -> pathlib.Path:
+        """QEMU's own tree of the machine with the addition."""
+        own, source, compiled, tree = (
+            self.directory / name for name in ("virt.dtb", "iommu.dtso", "iommu.dtbo", "guest.dtb")
+        )
+        source.write_text(overlay(IOMMU, list(dict.fromkeys([*config.edus, *config.functions]))))
+        # Two serial lines, as the guest has them.
+        serial = ["-serial", "null", "-serial", "null"]
+        for command in (
+            [*self.qemu(), "-machine", f"virt,gic-version=3,dumpdtb={own}", *machine, *serial],
+            ["dtc", "-q", "-I", "dts", "-O", "dtb", "-o", str(compiled), str(source)],
+            ["fdtoverlay", "-i", str(own), "-o", str(tree), str(compiled)],
+        ):
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        return tree

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""Linux guests on Arm, with a device tree and an ITS: the tests of x86 again, and what becomes of messages.
+
+There the IOMMU translates messages of interrupts as any write, unless it says where it lets them pass: by a reserved
+region of MSI.
+"""
+
+import pathlib
+from typing import Any
+
+import test_dma
+import test_fault_engine
+import test_pci_endpoint
+import test_probe
+from harness import lab
+from harness.arm import MSI_WINDOW, ArmMachine, overlay
+from harness.backend import Backend
+from harness.guest import GuestError
+from harness.lab import trouble
+from harness.machine import ENDPOINTS, Machine
+from harness.testcase import FunctionalTest
+from test_pci_endpoint import FIRST, VECTORS
+
+MANUAL = pathlib.Path(__file__).resolve().parents[2] / "docs" / "arm.md"
+
+
+class Arm(FunctionalTest):
+    """What the classes have in common."""
+
+    kernel = staticmethod(lab.arm_kernel)
+    machine_type = ArmMachine
+    processors = 2
+    # Where messages pass; None to say nothing of them.
+    window: tuple[int, int] | None = MSI_WINDOW
+    messages = VECTORS
+    selftest = staticmethod(lab.arm_pci_selftest)
+
+    def start_backend(self, *options: str, **more: Any) -> Backend:
+        if self.window:
+            first, last = self.window
+            options += ("--reserved-region", f"{first:x}:{last:x}:1")
+        return super().start_backend(*options, **more)
+
+
+class DeviceTreeTest(Arm):
+    def test_it_says_who_is_behind_the_iommu(self):
+        _, guest, control = self.start()
+        self.assertEqual(set(guest.group_types()), set(ENDPOINTS))
+        for function in ENDPOINTS:
+            self.assertEqual(guest.reserved(function), {(*MSI_WINDOW, "msi")})
+            self.assertEqual(control.endpoint(function)["state"], "attached")
+
+    def test_the_manual_has_it(self):
+        self.assertIn(overlay("00:04.0", ["00:05.0"]), MANUAL.read_text())
+
+
+class ArmProbeTest(Arm, test_probe.ProbeTest):
+    window = None
+
+
+class ArmDmaTest(Arm, test_dma.DmaCases):
+    keeps_mappings_without_devices = True
+
+
+class ArmFaultEngineTest(Arm, test_fault_engine.StockDriverTest):
+    pass
+
+
+class ArmPciEndpointTest(Arm, test_pci_endpoint.PciEndpointTest):
+    pass
+
+
+class HostWindowTest(Arm, test_pci_endpoint.FunctionTest):
+    """The window that Linux has on hosts on Arm, and that guests of theirs are told."""
+
+    window = (0x800_0000, 0x80F_FFFF)
+
+    def test_messages_pass(self):
+        machine, backend = self.start_functions(FIRST)
+        for kind in ("msi", "msix"):
+            machine.guest.run(f"test-interrupts 0 {kind}")
+            machine.guest.run(f"test-interrupt 0 {kind} {VECTORS}")
+        self.assert_clean(backend.control)
+
+
+class WithoutWindowTest(Arm, test_pci_endpoint.FunctionTest):
+    window = None
+
+    def _check(self, machine: Machine) -> None:
+        """Linux 7.2 warns when its driver of the ITS takes back messages that the IOMMU's driver has refused."""
+        found = [line for line in trouble.lines(machine.console.text) if "/irq-gic-v3-its.c:" not in line]
+        self.assertFalse(found, "\n".join(["the guest's log:", *found]))
+
+    def test_messages_are_refused_and_intx_works(self):
+        machine, backend = self.start_functions(FIRST)
+        guest = machine.guest
+        for kind in ("msi", "msix"):
+            with self.assertRaisesRegex(GuestError, "No space left on device"):
+                guest.run(f"test-interrupts 0 {kind}")
+        guest.run("test-interrupts 0 intx")
+        guest.run("test-interrupt 0 intx 0")
+        guest.run("test-transfer 0 copy 4096")
+        self.assert_clean(backend.control)
+
+    def test_messages_need_none_in_identity_domains(self):
+        machine, _ = self.start_functions(FIRST, command_line="iommu.passthrough=1")
+        for kind in ("msi", "msix"):
+            machine.guest.run(f"test-interrupts 0 {kind}")
+            machine.guest.run(f"test-interrupt 0 {kind} {VECTORS}")

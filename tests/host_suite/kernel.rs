@@ -136,6 +136,13 @@ impl Kernel {
         }
     }
 
+    /// Ends a mock device, if it has not ended.
+    pub fn end(&self, device: MockDevice) {
+        if let Err(error) = ioctl(&self.file, IOMMU_DESTROY, &mut [8u32, device.stdev]) {
+            assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
+        }
+    }
+
     /// Maps a region of guest memory at its own addresses, readable and writable.
     pub fn map_file(&self, ioas: u32, region: &MemoryRegion) {
         let (file, offset) = region.file.as_ref().unwrap();

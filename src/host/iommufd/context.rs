@@ -2,6 +2,7 @@
 //! An iommufd context and what lives in it: objects that are destroyed when their owner lets go of them.
 
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -36,6 +37,10 @@ macro_rules! size {
         size_of::<uapi::$structure>() as u32
     };
 }
+
+/// Where to look for objects of who shares a context: ids are handed out from 1, lowest first, and no monitor has so
+/// many before its devices and its address space.
+pub(super) const FIRST_IDS: RangeInclusive<u32> = 1..=4096;
 
 /// An open iommufd, shared by the objects in it.
 #[derive(Clone, Debug)]

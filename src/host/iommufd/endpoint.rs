@@ -45,55 +45,56 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Blocks a device and finds out what it can do.
+    /// Blocks a device and finds out what it can do. On error it is where it was, or detached.
     pub fn new(
         context: &Context,
         faults: Option<&FaultQueue>,
         device: Box<dyn Attach>,
         dev_id: u32,
     ) -> Result<Self, CallError> {
-        let (mut pasid_width, capabilities) = kernel::hw_info(context.fd(), dev_id)?;
+        let (pasid_width, capabilities) = kernel::hw_info(context.fd(), dev_id)?;
         let mut blocked = AddressSpace::permanent(context)?;
-        let mut needs = Needs {
+        let mut trial = AddressSpace::new(context)?;
+        let needs = Needs {
             dev_id,
             pasid: pasid_width > 0,
             fault_queue: None,
         };
-        let attach = |hwpt| device.attach(hwpt);
-        let hwpt = match blocked.enter(context, needs, attach) {
-            Err(error) if needs.pasid && is_refusal(error) => {
-                // The device has PASIDs, its IOMMU does not.
-                pasid_width = 0;
-                needs.pasid = false;
-                blocked.enter(context, needs, attach)?
-            }
-            result => result?,
+        let (hwpt, needs) = block(context, &mut blocked, needs, &*device)?;
+        let place = Place {
+            to: Attachment::Blocked,
+            hwpt,
         };
-        let (allowed, alignment) = blocked.ioas().allowed()?;
-        let page_requests = match faults {
-            Some(queue) => {
-                let with_faults = Needs {
-                    fault_queue: Some(queue.id()),
-                    ..needs
-                };
-                try_page_requests(context, with_faults, &*device, hwpt)?
+        let found = blocked.ioas().allowed().and_then(|(allowed, alignment)| {
+            let page_requests = match faults {
+                Some(queue) => {
+                    let with_faults = Needs {
+                        fault_queue: Some(queue.id()),
+                        ..needs
+                    };
+                    try_page_requests(context, &mut trial, with_faults, &*device, hwpt)?
+                }
+                None => false,
+            };
+            Ok((allowed, alignment, page_requests))
+        });
+        let (allowed, alignment, page_requests) = found.inspect_err(|_| {
+            // A page table cannot go while a device is attached to it.
+            if let Err(error) = device.release() {
+                log::error!("device {dev_id} of the iommufd: {error}");
             }
-            None => false,
-        };
+        })?;
         Ok(Self {
             device,
             dev_id,
             page_requests,
-            pasid_width,
+            pasid_width: if needs.pasid { pasid_width } else { 0 },
             pasid_flags: pasid_flags(capabilities),
             allowed,
             alignment,
             blocked,
             lender: None,
-            place: Place {
-                to: Attachment::Blocked,
-                hwpt,
-            },
+            place,
             pasids: BTreeMap::new(),
         })
     }
@@ -165,17 +166,38 @@ fn is_refusal(error: CallError) -> bool {
     [libc::EOPNOTSUPP, libc::EINVAL, libc::ENODEV].contains(&error.errno)
 }
 
+/// Attaches a device to nothing: the page table, and what the device turned out to need.
+fn block(
+    context: &Context,
+    blocked: &mut AddressSpace,
+    needs: Needs,
+    device: &dyn Attach,
+) -> Result<(u32, Needs), CallError> {
+    let attach = |hwpt| device.attach(hwpt);
+    match blocked.enter(context, needs, attach) {
+        Err(error) if needs.pasid && is_refusal(error) => {
+            // The device has PASIDs, its IOMMU does not.
+            let needs = Needs {
+                pasid: false,
+                ..needs
+            };
+            Ok((blocked.enter(context, needs, attach)?, needs))
+        }
+        result => Ok((result?, needs)),
+    }
+}
+
 /// Tries whether the device can be attached to a page table with a fault queue. It is back on `plain` afterwards.
 ///
-/// In an address space of its own: where a replace within one fails, the kernel (7.2) forgets the device's reserved
-/// regions there.
+/// `trial` is an address space of its own: where a replace within one fails, the kernel (7.2) forgets the device's
+/// reserved regions there.
 fn try_page_requests(
     context: &Context,
+    trial: &mut AddressSpace,
     needs: Needs,
     device: &dyn Attach,
     plain: u32,
 ) -> Result<bool, CallError> {
-    let mut trial = AddressSpace::new(context)?;
     match trial.enter(context, needs, |hwpt| device.attach(hwpt)) {
         Ok(hwpt) => {
             device.attach(plain)?;

@@ -8,12 +8,9 @@
 
 use std::collections::BTreeSet;
 
-use super::context::Context;
+use super::context::{Context, FIRST_IDS};
 use super::kernel;
 use crate::spec::EndpointId;
-
-/// Ids of a context are handed out from 1, lowest first: no monitor has so many objects before its address space.
-const LAST_ID_LOOKED_AT: u32 = 4096;
 
 /// Who has lent a device.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +22,7 @@ impl Lender {
     /// Finds the address space of the context that is none of `ours`. The kernel does not tell which one a device is
     /// attached to, so where there are several, none is taken.
     pub fn find(context: &Context, endpoint: EndpointId, ours: &BTreeSet<u32>) -> Self {
-        let mut others = (1..=LAST_ID_LOOKED_AT)
+        let mut others = FIRST_IDS
             .filter(|id| !ours.contains(id) && kernel::iova_ranges(context.fd(), *id).is_ok());
         let identity = match (others.next(), others.next()) {
             (Some(only), None) => Some(only),

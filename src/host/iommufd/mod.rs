@@ -162,6 +162,9 @@ impl IommufdHost {
     }
 
     /// Adds an endpoint; it is blocked. `dev_id` is its id in the iommufd, where it cannot be found out.
+    ///
+    /// # Errors
+    /// It cannot be set up. A device that somebody shares is where it was, or blocked.
     pub fn add_endpoint(
         &self,
         id: EndpointId,

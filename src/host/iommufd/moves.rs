@@ -198,10 +198,10 @@ impl State {
                     domain.space.leave(old.hwpt);
                 }
             }
-            Attachment::Bypass if endpoint.lent_bypass() == Some(old.hwpt) => {}
+            // Whichever it was in; none when it was the lender's.
             Attachment::Bypass => {
-                if let Some(index) = position(&self.bypass, &endpoint.allowed) {
-                    self.bypass[index].space.leave(old.hwpt);
+                for bypass in &mut self.bypass {
+                    bypass.space.leave(old.hwpt);
                 }
             }
         }

@@ -16,9 +16,9 @@ use vfio_bindings::bindings::vfio::{
 };
 
 use super::attach::Attach;
-use super::context::Context;
+use super::context::{Context, FIRST_IDS};
 use super::group::{Group, link_name, parse_address};
-use super::kernel::{self, CallError};
+use super::kernel::{self, CallError, Dependent};
 use super::startup::SetupError;
 
 /// A device of VFIO.
@@ -51,7 +51,8 @@ impl VfioDevice {
             };
             SetupError::Bind(path.display().to_string(), error.to_string(), hint)
         })?;
-        Ok((Self::bound(file), dev_id))
+        let listed = listed(&file);
+        Ok((Self::bound(file, &listed), dev_id))
     }
 
     /// Takes a duplicate of a device that somebody else has bound to our context. Returns it with its id.
@@ -61,22 +62,18 @@ impl VfioDevice {
         dev_id: Option<u32>,
         taken: &dyn Fn(u32) -> bool,
     ) -> Result<(Self, u32), SetupError> {
-        let device = Self::bound(fd.into());
-        let found = match dev_id {
-            Some(id) => Some(id),
-            None => device
-                .id_from_hot_reset()
-                .or_else(|| only_device(context, taken)),
-        };
-        let dev_id = found.ok_or(SetupError::NoDeviceId)?;
-        Ok((device, dev_id))
+        let file = fd.into();
+        let listed = listed(&file);
+        let dev_id = dev_id
+            .or_else(|| own_id(&file, &listed))
+            .or_else(|| only_device(context, taken))
+            .ok_or(SetupError::NoDeviceId)?;
+        Ok((Self::bound(file, &listed), dev_id))
     }
 
     /// A device that is bound to our context.
-    fn bound(file: File) -> Self {
-        let sysfs = sysfs_path(&file);
-        let listed = kernel::hot_reset_info(file.as_fd()).unwrap_or_default();
-        let group = sysfs.and_then(|sysfs| Group::of(&sysfs, &listed));
+    fn bound(file: File, listed: &[Dependent]) -> Self {
+        let group = sysfs_path(&file).and_then(|sysfs| Group::of(&sysfs, listed));
         if let Err(error) = &group {
             log::warn!(
                 "the IOMMU group of a device cannot be found out ({error}): give the guest no other device of it, as \
@@ -87,17 +84,6 @@ impl VfioDevice {
             file,
             group: group.ok(),
         }
-    }
-
-    /// The kernel lists the devices that a reset of this one concerns, with their ids in our context.
-    fn id_from_hot_reset(&self) -> Option<u32> {
-        let own = parse_address(&link_name(&sysfs_path(&self.file).ok()?).ok()?)?;
-        let listed = kernel::hot_reset_info(self.file.as_fd()).ok()?;
-        listed
-            .iter()
-            .find(|device| device.address == own)
-            .and_then(|device| u32::try_from(device.dev_id).ok())
-            .filter(|&id| id != 0)
     }
 
     fn attach_pt(&self, flags: u32, pasid: u32, pt_id: u32) -> Result<(), CallError> {
@@ -169,6 +155,21 @@ fn open_hint(error: &io::Error) -> &'static str {
     }
 }
 
+/// The devices that a reset of this one concerns, with their ids in our context; none where there is no such reset.
+fn listed(file: &File) -> Vec<Dependent> {
+    kernel::hot_reset_info(file.as_fd()).unwrap_or_default()
+}
+
+/// The id of a device, where it is listed.
+fn own_id(file: &File, listed: &[Dependent]) -> Option<u32> {
+    let own = parse_address(&link_name(&sysfs_path(file).ok()?).ok()?)?;
+    listed
+        .iter()
+        .find(|device| device.address == own)
+        .and_then(|device| u32::try_from(device.dev_id).ok())
+        .filter(|&id| id != 0)
+}
+
 /// The device of an open VFIO device in sysfs.
 fn sysfs_path(file: &File) -> io::Result<PathBuf> {
     let number = file.metadata()?.rdev();
@@ -176,13 +177,9 @@ fn sysfs_path(file: &File) -> io::Result<PathBuf> {
     Ok(format!("/sys/dev/char/{major}:{minor}/device").into())
 }
 
-/// Ids of a context are handed out from 1, lowest first: no machine has so many objects before its devices.
-const LAST_ID_LOOKED_AT: u32 = 4096;
-
 /// The id of the one device in the context that no endpoint has; `None` when there are none or several.
 fn only_device(context: &Context, taken: &dyn Fn(u32) -> bool) -> Option<u32> {
-    let mut free = (1..=LAST_ID_LOOKED_AT)
-        .filter(|&id| !taken(id) && kernel::hw_info(context.fd(), id).is_ok());
+    let mut free = FIRST_IDS.filter(|&id| !taken(id) && kernel::hw_info(context.fd(), id).is_ok());
     let first = free.next()?;
     free.next().is_none().then_some(first)
 }

@@ -200,6 +200,33 @@ fn memory_that_could_not_be_added_harms_nothing_else() {
 }
 
 #[test]
+fn an_endpoint_that_cannot_be_added_leaves_nothing_behind() {
+    let fail = FailNth::open();
+    let mut failures = 0;
+    for nth in 1.. {
+        let Bench { host, kernel, .. } = Bench::new();
+        let device = kernel.mock_device();
+        let source = EndpointSource::Mock {
+            stdev_id: device.stdev,
+        };
+        let add = || host.add_endpoint(EndpointId(1), source, Some(device.dev));
+        let (result, injected) = fail.during(nth, add);
+        if let Err(error) = result {
+            assert!(injected, "without a failure of the kernel: {error}");
+            failures += 1;
+            // Where it was before, or nowhere: then it has ended.
+            kernel.end(device);
+        }
+        drop(host);
+        assert!(kernel.is_clean(), "after step {nth}");
+        if !injected {
+            break;
+        }
+    }
+    assert!(failures > 0, "no step can fail");
+}
+
+#[test]
 fn an_unmap_has_no_step_that_can_fail_once_its_address_space_is_found() {
     let fail = FailNth::open();
     let s = attached();

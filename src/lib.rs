@@ -13,9 +13,8 @@
 //! * [`device`]: what the specification says the device does - endpoints, domains, mappings, request
 //!   dispatch, and the book of page requests. Pure: no file descriptor, no thread, no clock.
 //! * [`host`]: the [`host::Host`] contract, and the two hosts that keep it: `iommufd` and `soft`.
-//! * [`soft_endpoint`]: software PCI functions, whose DMA goes through `soft`.
 //! * [`transport`]: vhost-user - one daemon per connection, virtqueues, event delivery, guest memory.
-//! * [`soft_endpoint`]: a PCI function in software, over vfio-user.
+//! * [`soft_endpoint`]: PCI functions in software, over vfio-user, whose DMA goes through `soft`.
 //! * [`control`]: the control socket.
 //! * [`qmp`]: what QEMU tells besides.
 //! * [`check`]: what this machine can do.
@@ -37,6 +36,8 @@ pub mod args;
 pub mod check;
 pub mod control;
 pub mod device;
+#[cfg(any(fuzzing, test))]
+mod fuzz_input;
 pub mod host;
 pub mod listen;
 mod poller;

@@ -4,14 +4,13 @@
 mod common;
 
 use std::fs;
-use std::io::{BufReader, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output};
 
-use common::{program_in, start_listening};
+use common::{Program, program_on};
 use serde_json::{Value, json};
 
 fn program() -> Command {
@@ -29,66 +28,9 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A running process, killed if a test fails.
-struct Daemon {
-    child: Child,
-    log: BufReader<std::process::ChildStderr>,
-    directory: tempfile::TempDir,
-}
-
-impl Daemon {
-    /// Starts it with both sockets and waits until it listens.
-    fn start(more: &[&str]) -> Self {
-        let directory = tempfile::tempdir().expect("directory");
-        Self::start_in(directory, more)
-    }
-
-    fn start_in(directory: tempfile::TempDir, more: &[&str]) -> Self {
-        let (child, log) = start_listening(
-            program_in(directory.path())
-                .args(["--endpoint", "00:05.0"])
-                .args(more),
-        );
-        Self {
-            child,
-            log,
-            directory,
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn ctl(&self, words: &[&str]) -> Output {
-        program()
-            .arg("ctl")
-            .arg(self.path("control"))
-            .args(words)
-            .output()
-            .expect("ctl")
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.child.id().to_string();
-        let status = Command::new("kill").args([signal, &pid]).status();
-        assert!(status.expect("kill").success());
-    }
-
-    /// Waits for its end; exit code and the rest of its log.
-    fn wait(&mut self) -> (Option<i32>, String) {
-        let mut log = String::new();
-        self.log.read_to_string(&mut log).expect("log");
-        (self.child.wait().expect("wait").code(), log)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // Only if it still runs.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// The program with an endpoint.
+fn start(options: &[&str]) -> Program {
+    Program::start(&[&["--endpoint", "00:05.0"], options].concat())
 }
 
 #[test]
@@ -218,9 +160,8 @@ fn the_descriptor_for_front_ends_to_find_is_valid() {
 #[test]
 fn sigterm_and_sigint_end_it_cleanly() {
     for signal in ["-TERM", "-INT"] {
-        let mut daemon = Daemon::start(&[]);
-        daemon.signal(signal);
-        let (code, log) = daemon.wait();
+        let mut daemon = start(&[]);
+        let (code, log) = daemon.end_by(signal);
         assert_eq!(code, Some(0), "{log}");
         assert!(!daemon.path("vhost").exists());
         assert!(!daemon.path("control").exists());
@@ -229,7 +170,7 @@ fn sigterm_and_sigint_end_it_cleanly() {
 
 #[test]
 fn a_second_instance_is_refused_and_the_first_goes_on() {
-    let daemon = Daemon::start(&[]);
+    let daemon = start(&[]);
     for taken in ["vhost", "control"] {
         let path = daemon.path(taken);
         let other = daemon.path("other");
@@ -258,13 +199,13 @@ fn stale_sockets_are_replaced() {
     for name in ["vhost", "control"] {
         drop(UnixListener::bind(directory.path().join(name)).expect("bind"));
     }
-    let daemon = Daemon::start_in(directory, &[]);
+    let daemon = Program::start_in(directory, &["--endpoint", "00:05.0"]);
     assert!(daemon.ctl(&["status"]).status.success());
 }
 
 #[test]
 fn the_control_socket_is_for_its_owner() {
-    let daemon = Daemon::start(&[]);
+    let daemon = start(&[]);
     let metadata = fs::metadata(daemon.path("control")).expect("metadata");
     assert!(metadata.file_type().is_socket());
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
@@ -272,7 +213,7 @@ fn the_control_socket_is_for_its_owner() {
 
 #[test]
 fn ctl_prints_the_answer_or_the_error() {
-    let daemon = Daemon::start(&[]);
+    let daemon = start(&[]);
     let output = daemon.ctl(&["status"]);
     assert!(output.status.success());
     let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -298,9 +239,9 @@ fn the_filter_is_for_every_thread_unless_told_otherwise() {
         (&["--seccomp", "log"], "2"),
         (&["--seccomp", "none"], "0"),
     ] {
-        let daemon = Daemon::start(options);
+        let daemon = start(options);
         // It is installed after "listening": an answer says that it is past that, or soon.
-        let tasks = format!("/proc/{}/task", daemon.child.id());
+        let tasks = format!("/proc/{}/task", daemon.id());
         let modes = || -> Vec<String> {
             let tasks = fs::read_dir(&tasks).expect("tasks");
             tasks
@@ -319,24 +260,10 @@ fn the_filter_is_for_every_thread_unless_told_otherwise() {
     }
 }
 
-/// Starts the program with `fd` as descriptor 3 and `--fd 3`.
-fn with_fd(fd: impl Into<OwnedFd>) -> Child {
-    let fd = fd.into();
-    let binary = env!("CARGO_BIN_EXE_vhost-device-iommu");
-    // The shell gives its child the number: what std opens is not inherited.
-    let child = Command::new("sh")
-        .arg("-c")
-        .arg(format!("exec {binary} --fd 3 --endpoint 1 3<&0 </dev/null"))
-        .stdin(Stdio::from(fd))
-        .stderr(Stdio::piped())
-        .spawn();
-    child.expect("start")
-}
-
 #[test]
 fn a_connected_socket_ends_the_program_with_it() {
     let (ours, theirs) = UnixStream::pair().expect("pair");
-    let mut child = with_fd(theirs);
+    let mut child = program_on(theirs, "--endpoint 1");
     drop(ours);
     assert_eq!(child.wait().expect("wait").code(), Some(0));
 }
@@ -345,7 +272,9 @@ fn a_connected_socket_ends_the_program_with_it() {
 fn a_descriptor_that_is_no_socket_is_refused() {
     let null = fs::File::open("/dev/null").expect("open");
     assert!(null.as_raw_fd() > 2);
-    let output = with_fd(null).wait_with_output().expect("wait");
+    let output = program_on(null, "--endpoint 1")
+        .wait_with_output()
+        .expect("wait");
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("not a UNIX stream socket"));
 }
@@ -412,9 +341,9 @@ fn check_says_what_is_missing_and_what_to_do() {
 
 #[test]
 fn it_is_small_while_it_waits() {
-    let daemon = Daemon::start(&[]);
+    let daemon = start(&[]);
     assert!(daemon.ctl(&["status"]).status.success());
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.child.id())).expect("proc");
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.id())).expect("proc");
     let kib = |name: &str| -> u64 {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         let number = line.and_then(|rest| rest.split_whitespace().next());

@@ -3,18 +3,15 @@
 
 mod common;
 
-use std::io::{BufReader, Read};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 
 use common::requests::{
     ATTACH_PAGE_REQUEST, READ, WRITE, attach, detach, map, page_response, unmap,
 };
-use common::{Guest, GuestOptions, program_in, start_listening, wait_until};
-use serde_json::{Value, json};
+use common::{Guest, GuestOptions, Program, program_on, wait_until};
+use serde_json::json;
 use vhost_device_iommu::spec::{EVENT_LEN, Status};
 
 const OK: u8 = Status::Ok as u8;
@@ -25,73 +22,23 @@ const FUNCTION: u32 = 0x30;
 const BUFFER: u64 = 0x10_0000;
 
 /// The program, with the filter that ends it at the first call that it should not need.
-struct Program {
-    child: Child,
-    log: BufReader<ChildStderr>,
-    directory: tempfile::TempDir,
+fn start() -> Program {
+    let directory = tempfile::tempdir().expect("a directory");
+    let function = format!("00:06.0,soft={}", directory.path().join("pci").display());
+    let options = ["--endpoint", "00:05.0", "--seccomp", "kill", "--endpoint"];
+    Program::start_in(directory, &[&options[..], &[&function]].concat())
 }
 
-impl Program {
-    fn start() -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        let function = format!("00:06.0,soft={}", directory.path().join("pci").display());
-        let (child, log) = start_listening(
-            program_in(directory.path())
-                .args(["--endpoint", "00:05.0", "--seccomp", "kill"])
-                .args(["--endpoint", &function]),
-        );
-        Self {
-            child,
-            log,
-            directory,
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn guest(&self) -> Guest {
-        Guest::connect(&self.path("vhost"), &GuestOptions::default())
-    }
-
-    /// One command over the control socket, by the client that comes with the program.
-    fn ctl(&self, words: &[&str]) -> Result<Value, String> {
-        let output = Command::new(env!("CARGO_BIN_EXE_vhost-device-iommu"))
-            .arg("ctl")
-            .arg(self.path("control"))
-            .args(words)
-            .output()
-            .expect("ctl starts");
-        if output.status.success() {
-            Ok(serde_json::from_slice(&output.stdout).expect("JSON"))
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).into_owned())
-        }
-    }
-
-    fn stop(mut self) -> String {
-        let pid = self.child.id().to_string();
-        let kill = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(kill.expect("kill").success());
-        let mut log = String::new();
-        self.log.read_to_string(&mut log).expect("the log");
-        assert_eq!(self.child.wait().expect("its end").code(), Some(0), "{log}");
-        log
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // Only if a test failed: it is over otherwise.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Ends it as an operator does; its log.
+fn stop(mut program: Program) -> String {
+    let (code, log) = program.end_by("-TERM");
+    assert_eq!(code, Some(0), "{log}");
+    log
 }
 
 #[test]
 fn a_mapped_buffer_is_reached_and_nothing_else() {
-    let program = Program::start();
+    let program = start();
     let mut guest = program.guest();
     assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
     assert_eq!(
@@ -99,30 +46,30 @@ fn a_mapped_buffer_is_reached_and_nothing_else() {
         OK
     );
     guest.ram.write(BUFFER, b"hello");
-    let read = |words: &[&str]| program.ctl(words);
+    let read = |words: &[&str]| program.execute(words);
     assert_eq!(
         read(&["dma-read", "endpoint=00:05.0", "iova=0x1000", "length=5"]),
         Ok(json!({"data": "68656c6c6f"}))
     );
-    let write = program.ctl(&["dma-write", "endpoint=40", "iova=0x1001", "data=61"]);
+    let write = program.execute(&["dma-write", "endpoint=40", "iova=0x1001", "data=61"]);
     assert_eq!(write, Ok(json!({})));
     assert_eq!(guest.ram.read_vec(BUFFER, 5), b"hallo");
     assert_eq!(guest.request(&unmap(1, 0x1000, 0x1fff)), OK);
     let gone = read(&["dma-read", "endpoint=00:05.0", "iova=0x1000", "length=5"]);
     assert!(gone.expect_err("unmapped").contains("TranslationFault"));
     drop(guest);
-    program.stop();
+    stop(program);
 }
 
 #[test]
 fn a_page_request_travels_to_the_guest_and_back() {
-    let program = Program::start();
+    let program = start();
     let mut guest = program.guest();
     guest.post_events(4, EVENT_LEN, false);
     assert_eq!(guest.request(&attach(1, ENDPOINT, ATTACH_PAGE_REQUEST)), OK);
     let words = ["dma-read", "endpoint=40", "iova=0x5000", "length=2"];
     thread::scope(|scope| {
-        let access = scope.spawn(|| program.ctl(&words));
+        let access = scope.spawn(|| program.execute(&words));
         let mut event = None;
         wait_until("a page request", || {
             event = guest.poll_event();
@@ -136,33 +83,33 @@ fn a_page_request_travels_to_the_guest_and_back() {
         assert_eq!(access.join().expect("ctl"), Ok(json!({"data": "abcd"})));
     });
     drop(guest);
-    program.stop();
+    stop(program);
 }
 
 #[test]
 fn one_front_end_follows_another() {
-    let program = Program::start();
+    let program = start();
     for _ in 0..3 {
         let mut guest = program.guest();
         assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
-        let status = program.ctl(&["status"]).expect("status");
+        let status = program.execute(&["status"]).expect("status");
         assert_eq!(status["connected"], true);
         assert_eq!(status["domains"][0]["id"], 1);
         drop(guest);
         wait_until("the end of the connection", || {
-            let status = program.ctl(&["status"]).expect("status");
+            let status = program.execute(&["status"]).expect("status");
             status["connected"] == false
         });
-        let status = program.ctl(&["status"]).expect("status");
+        let status = program.execute(&["status"]).expect("status");
         assert_eq!(status["domains"], json!([]));
         assert_eq!(status["memory"], json!([]));
     }
-    program.stop();
+    stop(program);
 }
 
 #[test]
 fn sigterm_ends_it_with_a_guest_and_a_page_request_in_flight() {
-    let program = Program::start();
+    let program = start();
     let mut guest = program.guest();
     guest.post_events(4, EVENT_LEN, false);
     assert_eq!(guest.request(&attach(1, ENDPOINT, ATTACH_PAGE_REQUEST)), OK);
@@ -174,27 +121,27 @@ fn sigterm_ends_it_with_a_guest_and_a_page_request_in_flight() {
         .spawn()
         .expect("ctl starts");
     wait_until("a page request", || guest.poll_event().is_some());
-    program.stop();
+    stop(program);
     assert!(!client.wait().expect("its end").success());
 }
 
 #[test]
 fn endpoints_come_and_go_while_a_guest_runs() {
-    let program = Program::start();
+    let program = start();
     let mut guest = program.guest();
     assert_eq!(
-        program.ctl(&["endpoint-add", "endpoint=0x40"]),
+        program.execute(&["endpoint-add", "endpoint=0x40"]),
         Ok(json!({}))
     );
     assert_eq!(guest.request(&attach(2, 0x40, 0)), OK);
     assert_eq!(guest.request(&detach(2, 0x40)), OK);
     assert_eq!(
-        program.ctl(&["endpoint-remove", "endpoint=0x40"]),
+        program.execute(&["endpoint-remove", "endpoint=0x40"]),
         Ok(json!({}))
     );
     assert_eq!(guest.request(&attach(2, 0x40, 0)), Status::NoEnt as u8);
     drop(guest);
-    program.stop();
+    stop(program);
 }
 
 /// BAR 0 of a function: `command`, and its status at the end.
@@ -220,7 +167,7 @@ fn a_functions_own_dma_goes_where_the_guest_has_mapped_it() {
     const COPY: u32 = 1 << 5;
     const COPY_SUCCESS: u32 = 1 << 4;
     const COPY_FAIL_SOURCE: u32 = 1 << 5 | 1 << 7;
-    let program = Program::start();
+    let program = start();
     let mut guest = program.guest();
     assert_eq!(guest.request(&attach(1, FUNCTION, 0)), OK);
     let mapping = map(1, 0x1000, 0x2fff, BUFFER, READ | WRITE);
@@ -246,7 +193,7 @@ fn a_functions_own_dma_goes_where_the_guest_has_mapped_it() {
     assert_eq!(guest.request(&unmap(1, 0x1000, 0x2fff)), OK);
     assert_eq!(command(&mut driver, &registers, COPY), COPY_FAIL_SOURCE);
     let seen = program
-        .ctl(&["endpoint", "endpoint=00:06.0"])
+        .execute(&["endpoint", "endpoint=00:06.0"])
         .expect("endpoint");
     assert_eq!(seen["bars"]["0"]["failures"], 1);
     // SIGTERM with a front-end connected and a transfer that waits for the guest.
@@ -257,45 +204,36 @@ fn a_functions_own_dma_goes_where_the_guest_has_mapped_it() {
         .expect("start");
     wait_until("a page request", || guest.poll_event().is_some());
     let path = program.path("pci");
-    let log = program.stop();
+    let log = stop(program);
     assert!(!path.exists(), "{log}");
 }
 
 /// System calls that only a function makes: it comes and goes with the filter in force.
 #[test]
 fn functions_come_and_go_under_the_filter() {
-    let program = Program::start();
+    let program = start();
     let path = program.path("other");
     let socket = format!("soft={}", path.display());
     for _ in 0..2 {
-        let added = program.ctl(&["endpoint-add", "endpoint=0x38", &socket]);
+        let added = program.execute(&["endpoint-add", "endpoint=0x38", &socket]);
         assert_eq!(added, Ok(json!({})));
         let mut driver = vfio_user::Client::new(&path).expect("connect");
         let mut id = [0; 4];
         driver.region_read(7, 0, &mut id).expect("read");
         assert_eq!(id, 0xb500_104cu32.to_le_bytes());
         driver.reset().expect("reset");
-        let removed = program.ctl(&["endpoint-remove", "endpoint=0x38"]);
+        let removed = program.execute(&["endpoint-remove", "endpoint=0x38"]);
         assert_eq!(removed, Ok(json!({})));
         assert!(!path.exists());
     }
-    program.stop();
+    stop(program);
 }
 
 #[test]
 fn a_guest_on_an_inherited_connection_is_served_until_it_goes() {
     let (ours, theirs) = UnixStream::pair().expect("a pair");
-    let binary = env!("CARGO_BIN_EXE_vhost-device-iommu");
-    // The shell gives its child the number: what std opens is not inherited.
-    let mut child = Command::new("sh")
-        .arg("-c")
-        .arg(format!(
-            "exec {binary} --fd 3 --endpoint 0x28 --seccomp kill 3<&0 </dev/null"
-        ))
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the program starts");
+    let options = "--endpoint 0x28 --seccomp kill";
+    let mut child = program_on(theirs, options);
     let mut guest = Guest::on(ours, &GuestOptions::default());
     assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
     drop(guest);
@@ -304,7 +242,7 @@ fn a_guest_on_an_inherited_connection_is_served_until_it_goes() {
 
 #[test]
 fn a_second_front_end_waits_for_the_first_to_go() {
-    let program = Program::start();
+    let program = start();
     let mut first = program.guest();
     let path = program.path("vhost");
     thread::scope(|scope| {
@@ -313,10 +251,10 @@ fn a_second_front_end_waits_for_the_first_to_go() {
             guest.request(&attach(2, ENDPOINT, 0))
         });
         assert_eq!(first.request(&attach(1, ENDPOINT, 0)), OK);
-        let status = program.ctl(&["status"]).expect("status");
+        let status = program.execute(&["status"]).expect("status");
         assert_eq!(status["domains"][0]["id"], 1);
         drop(first);
         assert_eq!(second.join().expect("the second"), OK);
     });
-    program.stop();
+    stop(program);
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, RwLock};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::device::mapping::{IovaRange, Mapping, MappingTable};
+use crate::fuzz_input::Input;
 use crate::host::soft::{SoftHost, default_properties};
 use crate::host::{Answer, Attachment, Host, HostEvent, PageRequests, Requester};
 use crate::soft_endpoint::InterruptKind;
@@ -50,23 +51,7 @@ pub fn function(input: &[u8]) {
     run.end();
 }
 
-struct Input<'a>(&'a [u8]);
-
 impl<'a> Input<'a> {
-    fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (bytes, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
-        Some(bytes)
-    }
-
-    fn u8(&mut self) -> Option<u8> {
-        self.bytes(1).and_then(|bytes| bytes.first().copied())
-    }
-
-    fn u16(&mut self) -> Option<u64> {
-        Some(u64::from(u16::from_le_bytes([self.u8()?, self.u8()?])))
-    }
-
     fn place(&mut self) -> Option<Place> {
         Some(match self.u8()? % 4 {
             0 => Place::Config,
@@ -117,18 +102,18 @@ impl Run {
     fn act(&self, input: &mut Input<'_>) -> Option<()> {
         match input.u8()? % 8 {
             0 => {
-                let (place, offset) = (input.place()?, input.u16()?);
+                let (place, offset) = (input.place()?, input.u16()?.into());
                 self.write(place, offset, input.counted()?);
             }
             1 => {
-                let (place, offset) = (input.place()?, input.u16()?);
+                let (place, offset) = (input.place()?, input.u16()?.into());
                 let mut data = vec![0; input.u8()?.into()];
                 let fits = offset + data.len() as u64 <= Device::length(place);
                 let read = self.device.read(place, offset, &mut data);
                 assert_eq!(read.is_ok(), fits);
             }
             2 => {
-                let address = GuestAddress(UNMAPPED + input.u16()? % MAPPED);
+                let address = GuestAddress(UNMAPPED + u64::from(input.u16()?) % MAPPED);
                 // It may go beyond the end.
                 let _ = self.memory.write(input.counted()?, address);
             }

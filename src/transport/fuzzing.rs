@@ -13,6 +13,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::device::{Device, DeviceConfig};
+use crate::fuzz_input::Input;
 use crate::host::soft::{SoftHost, Transfer, default_properties};
 use crate::host::{PageRequest, Requester};
 use crate::spec::{DomainId, EndpointId, EventFlags, Features, Iova, Pasid};
@@ -47,23 +48,7 @@ pub fn ring(input: &[u8]) {
     let _ = run(&mut Input(input));
 }
 
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn bytes(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (bytes, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
-        Some(bytes)
-    }
-
-    fn u8(&mut self) -> Option<u8> {
-        self.bytes(1).and_then(|bytes| bytes.first().copied())
-    }
-
-    fn u16(&mut self) -> Option<u16> {
-        Some(u16::from_le_bytes([self.u8()?, self.u8()?]))
-    }
-
+impl Input<'_> {
     fn queue(&mut self, event_idx: bool) -> Option<Queue> {
         let mut queue = Queue::new(MAX_QUEUE_SIZE as u16).ok()?;
         queue.set_size(1 << (self.u8()? % 11));

@@ -7,8 +7,8 @@
 //!   └── VirtQueue: the driver's side of a virtqueue
 //! ```
 //!
-//! [`Server`] runs the device over the software host on a thread of the test. A test of the binary starts that with
-//! [`program_in`] and hands the socket's path to [`Guest::connect`].
+//! [`Server`] runs the device over the software host on a thread of the test. A test of the binary starts a
+//! [`Program`].
 #![allow(dead_code, unused_imports, reason = "each test uses a part of this")]
 
 pub mod guest;
@@ -19,7 +19,7 @@ pub mod requests;
 pub mod server;
 
 pub use guest::{Answer, Guest, GuestOptions};
-pub use program::{program_in, start_listening};
+pub use program::{Program, program_in, program_on};
 pub use queue::{Layout, Segment, VirtQueue};
 pub use ram::Ram;
 pub use server::{Server, ServerOptions};

@@ -1,13 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The program as a process.
 
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{Guest, GuestOptions};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_vhost-device-iommu");
 
 /// The program, with its sockets `vhost` and `control` in a directory.
 pub fn program_in(directory: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-device-iommu"));
+    let mut command = Command::new(BINARY);
     command
         .arg("--socket-path")
         .arg(directory.join("vhost"))
@@ -16,17 +24,98 @@ pub fn program_in(directory: &Path) -> Command {
     command
 }
 
-/// Starts a program, and waits until it says that it listens: the process, and the rest of its log.
-pub fn start_listening(command: &mut Command) -> (Child, BufReader<ChildStderr>) {
-    let mut child = command
+/// Starts the program with a descriptor and these options.
+pub fn program_on(fd: impl Into<OwnedFd>, options: &str) -> Child {
+    // The shell gives its child the number: what std opens is not inherited.
+    Command::new("sh")
+        .arg("-c")
+        .arg(format!("exec {BINARY} --fd 3 {options} 3<&0 </dev/null"))
+        .stdin(Stdio::from(fd.into()))
         .stderr(Stdio::piped())
         .spawn()
-        .expect("the program starts");
-    let mut log = BufReader::new(child.stderr.take().expect("its log"));
-    let mut line = String::new();
-    while !line.contains("listening on") {
-        line.clear();
-        assert_ne!(log.read_line(&mut line).expect("a line"), 0, "it ended");
+        .expect("the program starts")
+}
+
+/// The program, running in a directory of its own.
+pub struct Program {
+    child: Child,
+    log: BufReader<ChildStderr>,
+    directory: TempDir,
+}
+
+impl Program {
+    /// Starts it in a new directory, and waits until it says that it listens.
+    pub fn start(options: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a directory"), options)
     }
-    (child, log)
+
+    pub fn start_in(directory: TempDir, options: &[&str]) -> Self {
+        let mut child = program_in(directory.path())
+            .args(options)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut log = BufReader::new(child.stderr.take().expect("its log"));
+        let mut line = String::new();
+        while !line.contains("listening on") {
+            line.clear();
+            assert_ne!(log.read_line(&mut line).expect("a line"), 0, "it ended");
+        }
+        Self {
+            child,
+            log,
+            directory,
+        }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A file in its directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn guest(&self) -> Guest {
+        Guest::connect(&self.path("vhost"), &GuestOptions::default())
+    }
+
+    /// One command over the control socket, by the client that comes with the program.
+    pub fn ctl(&self, words: &[&str]) -> Output {
+        Command::new(BINARY)
+            .arg("ctl")
+            .arg(self.path("control"))
+            .args(words)
+            .output()
+            .expect("ctl starts")
+    }
+
+    /// The same: what it answers, or says instead.
+    pub fn execute(&self, words: &[&str]) -> Result<Value, String> {
+        let output = self.ctl(words);
+        if output.status.success() {
+            Ok(serde_json::from_slice(&output.stdout).expect("JSON"))
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    /// Sends a signal, waits for the end, and returns the exit code and the rest of the log.
+    pub fn end_by(&mut self, signal: &str) -> (Option<i32>, String) {
+        let pid = self.child.id().to_string();
+        let kill = Command::new("kill").args([signal, &pid]).status();
+        assert!(kill.expect("kill").success());
+        let mut log = String::new();
+        self.log.read_to_string(&mut log).expect("the log");
+        (self.child.wait().expect("its end").code(), log)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Where a test did not end it, or failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

@@ -36,7 +36,16 @@ fn server() -> Server {
 }
 
 fn connect(server: &Server) -> Guest {
-    Guest::connect(&server.path, &GuestOptions::default())
+    connect_with(server, u64::MAX)
+}
+
+/// With only these of the features offered.
+fn connect_with(server: &Server, features: u64) -> Guest {
+    let options = GuestOptions {
+        features,
+        ..GuestOptions::default()
+    };
+    Guest::connect(&server.path, &options)
 }
 
 fn requester() -> Requester {
@@ -85,11 +94,7 @@ fn assert_refused(answer: JoinHandle<PageResponseCode>) {
 fn a_fault_reaches_the_driver_without_a_kick__e65() {
     let server = server();
     for features in [u64::MAX, !EVENT_IDX] {
-        let options = GuestOptions {
-            features,
-            ..GuestOptions::default()
-        };
-        let mut guest = Guest::connect(&server.path, &options);
+        let mut guest = connect_with(&server, features);
         guest.post_events(8, 32, false);
         guest.queues[EVENTS].want_interrupts(true);
         assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
@@ -135,11 +140,7 @@ fn no_event_comes_before_the_first_request() {
 fn faults_wait_for_buffers__e67() {
     for features in [u64::MAX, !EVENT_IDX] {
         let server = server();
-        let options = GuestOptions {
-            features,
-            ..GuestOptions::default()
-        };
-        let mut guest = Guest::connect(&server.path, &options);
+        let mut guest = connect_with(&server, features);
         guest.request(&attach(1, ENDPOINT, 0));
         for fault in 0..100 {
             assert!(read(&server.host, fault << 12).is_err());
@@ -191,11 +192,7 @@ fn a_page_request_is_answered_and_the_access_goes_on() {
 fn a_group_waits_for_buffers_for_all_of_it() {
     let server = server();
     for features in [u64::MAX, !EVENT_IDX] {
-        let options = GuestOptions {
-            features,
-            ..GuestOptions::default()
-        };
-        let mut guest = Guest::connect(&server.path, &options);
+        let mut guest = connect_with(&server, features);
         guest.request(&attach(1, ENDPOINT, ATTACH_PAGE_REQUEST));
         guest.post_events(2, 32, true);
         let answer = group(&server.host, 3);
@@ -232,11 +229,7 @@ fn a_group_meets_buffers_of_24_bytes_and_becomes_a_fault() {
 #[test]
 fn without_the_feature_a_page_request_is_a_fault() {
     let server = server();
-    let options = GuestOptions {
-        features: !Features::PAGE_REQUEST.bits(),
-        ..GuestOptions::default()
-    };
-    let mut guest = Guest::connect(&server.path, &options);
+    let mut guest = connect_with(&server, !Features::PAGE_REQUEST.bits());
     guest.post_events(8, 32, false);
     guest.request(&attach(1, ENDPOINT, 0));
     assert!(read(&server.host, 0x9010).is_err());

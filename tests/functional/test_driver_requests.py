@@ -22,6 +22,10 @@ ATTACH, DETACH, MAP, UNMAP, PROBE = range(1, 6)
 # Where requests are reserved, besides the head. The patched driver has the PASID there, and flags.
 RESERVED = {ATTACH: slice(16, 20), DETACH: slice(12, 20), UNMAP: slice(24, 28), PROBE: slice(8, 72)}
 PROBE_SIZE = 512
+# Flags of ATTACH, and those of MAP without the feature MMIO.
+BYPASS = 1
+READ, WRITE = 1, 2
+LAST_IOVA = 0xFF_FFFF_FFFF
 
 # Only a type checker sees the cases as a test case: a test runner is not to run them by themselves.
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ class DriverRequestCases(Base):
 
     def start_busy(self) -> tuple[Guest, Control]:
         """A guest that has sent every type of request: with two endpoints, the second of them gone again."""
-        _, guest, control = self.start("--log-level", "trace")
+        _, guest, control = self.start("--log-level", "trace", "--input-range", f"0:{LAST_IOVA:#x}")
         self.attach_vfio(guest, "first", FIRST, "one")
         guest.map("one", IOVA, LENGTH, "rw", 1)
         control.dma_read(FIRST, IOVA, LENGTH)
@@ -81,6 +85,36 @@ class DriverRequestCases(Base):
             self.assertFalse(any(reserved), request.hex())
             self.assertEqual(room, TAIL + (PROBE_SIZE if request[0] == PROBE else 0), request.hex())
         self.assertEqual(kinds, {ATTACH, DETACH, MAP, UNMAP, PROBE})
+
+    def test_domains_and_mappings_are_used_as_they_were_made__r22_a71_m46_u72(self):
+        """The requests once more, against what those before them have made."""
+        self.start_busy()
+        # Of each domain, where its endpoints are, and whether it is a bypass domain; its mappings, first to last address.
+        endpoints: dict[int, tuple[int, int]] = {}
+        mappings: dict[int, dict[int, int]] = {}
+        for request, _ in self.requests():
+            if request[0] == ATTACH:
+                domain, endpoint, flags = struct.unpack_from("<3I", request, HEAD)
+                others = {kind for at, kind in endpoints.values() if at == domain}
+                self.assertLessEqual(others, {flags & BYPASS}, request.hex())
+                endpoints[endpoint] = (domain, flags & BYPASS)
+            elif request[0] == DETACH:
+                domain, endpoint = struct.unpack_from("<2I", request, HEAD)
+                self.assertEqual(endpoints.pop(endpoint)[0], domain, request.hex())
+            elif request[0] == MAP:
+                domain, first, last, _, flags = struct.unpack_from("<I3QI", request, HEAD)
+                self.assertIn((domain, 0), endpoints.values(), request.hex())
+                self.assertTrue(first < last <= LAST_IOVA, request.hex())
+                self.assertIn(flags, (READ, WRITE, READ | WRITE), request.hex())
+                mappings.setdefault(domain, {})[first] = last
+            elif request[0] == UNMAP:
+                domain, first, last = struct.unpack_from("<I2Q", request, HEAD)
+                self.assertIn((domain, 0), endpoints.values(), request.hex())
+                mapped = mappings[domain]
+                for start in [start for start, end in mapped.items() if start <= last and first <= end]:
+                    self.assertTrue(first <= start and mapped.pop(start) <= last, request.hex())
+            used = {domain for domain, _ in endpoints.values()}
+            mappings = {domain: mapped for domain, mapped in mappings.items() if domain in used}
 
 
 class StockDriverTest(DriverRequestCases, FunctionalTest):

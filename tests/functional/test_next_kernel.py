@@ -13,12 +13,13 @@ LENGTH = 0x4000
 class NextKernelTest(FunctionalTest):
     def check(self, way: str) -> None:
         """Nothing that one kernel has mapped is there for the driver of the next."""
-        machine, guest, control = self.start(command_line=CRASH_KERNEL, next_kernel=True)
+        machine, guest, control = self.start(command_line=CRASH_KERNEL, next_kernels=1)
         self.attach_vfio(guest, "dev", FIRST, "space")
         guest.map("space", IOVA, LENGTH, "rw", 1)
         self.assertEqual(control.dma_read(FIRST, IOVA, LENGTH), pattern(1, LENGTH))
         resets = control.counters()["resets"]
 
+        machine.load_next(way)
         machine.go_on(way)
         guest.load("virtio_iommu")
         self.assertGreater(control.counters()["resets"], resets)

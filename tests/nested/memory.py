@@ -22,6 +22,17 @@ class GuestMemory:
         """Where a page of these bytes is: addresses in this process."""
         return [self._base + offset for first, end in self._used() for offset in self._offsets(page, first, end)]
 
+    def page(self, contents: bytes) -> memoryview:
+        """The page of these bytes, of which there must be one."""
+        offset = self.physical(contents)
+        return memoryview(self._map)[offset : offset + len(contents)]
+
+    def physical(self, contents: bytes) -> int:
+        """The guest-physical address of the page of these bytes, of which there must be one. All of the guest's memory
+        is below the first gap."""
+        (address,) = self.find(contents)
+        return address - self._base
+
     def _used(self) -> Iterator[tuple[int, int]]:
         """The parts that have memory: reading the others would give them some."""
         end = 0

@@ -5,12 +5,16 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import select
 import shlex
+import signal
 import struct
 from collections.abc import Iterable
+from typing import Any
 
 from harness import lab
 from harness.control import Control
+from harness.guest import TIMEOUT
 from harness.machine import COMMAND_LINE, Machine, MachineConfig
 from harness.testcase import FunctionalTest
 
@@ -49,6 +53,17 @@ def vfio_device(function: str) -> str:
     return f"/dev/vfio/devices/{next((SYSFS / function / 'vfio-dev').iterdir()).name}"
 
 
+def end_process(pid: int, number: signal.Signals) -> None:
+    """Ends a process with a signal, and waits until all that it had open is closed."""
+    process = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process, number)
+        if not select.select([process], [], [], TIMEOUT)[0]:
+            raise TimeoutError(f"process {pid} goes on after {number.name}")
+    finally:
+        os.close(process)
+
+
 class PassthroughMachine(Machine):
     """A machine that run-vm starts."""
 
@@ -70,10 +85,17 @@ class PassthroughMachine(Machine):
             "-append", f"{COMMAND_LINE} {config.command_line}", *config.extra,
         ]  # fmt: skip
 
+    def hold_launcher(self) -> None:
+        """Keeps run-vm from ending the others when one of its processes has ended."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def release_launcher(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def end(self) -> None:
         """SIGTERM, so that run-vm ends what it has started."""
         if self.process.poll() is None:
+            self.release_launcher()
             self.process.terminate()
             self.wait()
         self.close()
@@ -108,10 +130,11 @@ class PassthroughTest(FunctionalTest):
             os.close(iommufd)
 
     def start_passthrough(
-        self, *devices: str, options: tuple[str, ...] = (), extra: tuple[str, ...] = ()
+        self, *devices: str, options: tuple[str, ...] = (), extra: tuple[str, ...] = (), **more: Any
     ) -> PassthroughMachine:
-        """A machine with these devices, HOST=GUEST each; its init runs."""
-        config = MachineConfig(kernel=self.kernel(), memory="256M", extra=list(extra))
+        """A machine with these devices, HOST=GUEST each; its init runs. `options` are for run-vm, `extra` for QEMU;
+        `more` goes to the machine's configuration."""
+        config = MachineConfig(kernel=self.kernel(), extra=list(extra), **{"memory": "256M", **more})
         for device in devices:
             bind(device.partition("=")[0])
         machine = PassthroughMachine(config, self.directory, devices, list(options))

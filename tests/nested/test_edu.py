@@ -1,41 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """DMA of passed-through `edu` functions: where it lands, and where this machine's IOMMU stops it."""
 
-import os
 import signal
-from collections.abc import Callable
 
-from edu import Edu
-from harness.guest import Guest, pattern
-from kernel_log import Fault, KernelLog
-from passthrough import EDU, PassthroughTest, bind, functions
+from dma import PAGE, DmaTest, memory
+from edu import BareEdu, Edu
+from harness.guest import pattern
+from memory import GuestMemory
+from passthrough import EDU, PassthroughMachine, bind, end_process, functions
 
 ONE, TWO = "00:05.0", "00:06.0"
-FROM, TO, READ_ONLY, NOWHERE = 0x200_0000, 0x300_0000, 0x400_0000, 0x500_0000
-PAGE = 0x1000
+FROM, TO, READ_ONLY, NOWHERE, LAST = 0x200_0000, 0x300_0000, 0x400_0000, 0x500_0000, 0x600_0000
 
 
-def memory(guest: Guest, space: str, iova: int, length: int = PAGE) -> bytes:
-    """The guest's buffer as its processor sees it."""
-    return b"".join(guest.peek(space, at, 1024) for at in range(iova, iova + length, 1024))
-
-
-class EduTest(PassthroughTest):
-    def setUp(self) -> None:
-        super().setUp()
-        self.log = KernelLog()
-        self.addCleanup(self.log.close)
-        self.provoked: set[Fault] = set()
-
-    def refused(self, function: str, access: str, copy: Callable[[int], None], iova: int) -> None:
-        """A copy that this machine's IOMMU is to refuse."""
-        self.provoked.add(Fault(function, access, iova))
-        copy(iova)
-
-    def assert_no_other_faults(self) -> None:
-        """Asserts that the IOMMU has refused only what was provoked. The emulated one has a single fault record, and
-        loses faults that come while that is read: where data went is the proof."""
-        self.assertLessEqual(set(self.log.faults()), self.provoked)
+class EduTest(DmaTest):
+    def watch(self, machine: PassthroughMachine, contents: bytes) -> memoryview:
+        """The page of the guest's memory that has these contents. It outlives the guest."""
+        held = GuestMemory(machine.qemu_pid())
+        self.addCleanup(held.close)
+        return held.page(contents)
 
     def test_dma_goes_where_the_guest_mapped_it_and_nowhere_else(self):
         function = functions(EDU)[0]
@@ -84,9 +67,25 @@ class EduTest(PassthroughTest):
         self.assert_no_other_faults()
         self.assert_clean(control)
 
-        # The guest cannot go on without its IOMMU.
-        os.kill(machine.backend_pid(), signal.SIGKILL)
-        self.assertEqual(machine.wait(), 1)
+        # The back-end is killed. The guest is there, and so is what it has mapped, and nothing else.
+        guest.map("space", LAST, PAGE, "rw", 4)
+        edu.read(READ_ONLY)
+        page, bare = self.watch(machine, pattern(4, PAGE)), BareEdu(function)
+        self.addCleanup(bare.close)
+        machine.hold_launcher()
+        end_process(machine.backend_pid(), signal.SIGKILL)
+        bare.write(LAST)
+        self.assertEqual(bytes(page), pattern(3, PAGE))
+        self.refused_and_told(function, "write", bare.write, NOWHERE)
+
+        # Then QEMU. From here on the device reaches nothing of what the guest had.
+        page[:] = bytes(PAGE)
+        end_process(machine.qemu_pid(), signal.SIGKILL)
+        self.refused_and_told(function, "write", bare.write, LAST)
+        self.assertEqual(bytes(page), bytes(PAGE))
+
+        machine.release_launcher()
+        machine.wait()
         self.assert_free(function)
         self.assert_no_other_faults()
 
@@ -126,11 +125,25 @@ class EduTest(PassthroughTest):
         self.assert_no_other_faults()
         self.assert_clean(control)
 
-        # In good order: SIGTERM to the launcher ends all three.
-        machine.process.terminate()
-        machine.wait()
-        self.assert_free(first)
-        self.assert_free(second)
+        # The back-end is ended in good order, beside a guest that goes on: the devices are blocked.
+        guest.map("first", LAST, PAGE, "rw", 5)
+        page = self.watch(machine, pattern(5, PAGE))
+        machine.hold_launcher()
+        end_process(machine.backend_pid(), signal.SIGTERM)
+        guest.run("clock")
+        for function in (first, second):
+            bare = BareEdu(function)
+            self.addCleanup(bare.close)
+            self.refused_and_told(function, "write", bare.write, LAST)
+        self.assertEqual(bytes(page), pattern(5, PAGE))
+
+        # The guest cannot go on without its IOMMU.
+        machine.release_launcher()
+        self.assertEqual(machine.wait(), 1)
+        self.assertIn("the back-end has ended with status 0", machine.log.read_text())
+        for function in (first, second):
+            self.assert_free(function)
+        self.assert_no_other_faults()
 
     def test_device_is_served_while_nobody_has_another_of_its_group(self):
         _, one, two, _ = functions(EDU)

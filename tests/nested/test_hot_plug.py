@@ -72,5 +72,10 @@ class HotPlugTest(PassthroughTest):
         self.unplug(machine)
         self.wait_until("the end of the endpoint", lambda: len(control.status()["endpoints"]) == 1, TIMEOUT)
         self.assert_free(hot)
-        self.assertEqual(log.faults(), [])
         self.assert_clean(control)
+
+        # In good order: SIGTERM to the launcher ends all three.
+        machine.process.terminate()
+        machine.wait()
+        self.assert_free(cold)
+        self.assertEqual(log.faults(), [])

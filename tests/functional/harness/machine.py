@@ -54,8 +54,8 @@ class MachineConfig:
     functions: dict[str, pathlib.Path] = field(default_factory=dict)
     # Files for the guest's root directory.
     programs: list[pathlib.Path] = field(default_factory=list)
-    # Whether the kernel and the initramfs are among them, for `Machine.go_on`.
-    next_kernel: bool = False
+    # How many kernels may follow the first one (`Machine.go_on`).
+    next_kernels: int = 0
     extra: list[str] = field(default_factory=list)
 
 
@@ -111,10 +111,11 @@ class Machine:
         modules = Modules(config.kernel.modules)
         image = directory / "initramfs"
         files = [*modules.unpack(MODULES, directory / "modules"), *config.programs]
-        if config.next_kernel:
-            initramfs.write(directory / NEXT_INITRAMFS, self.init(), files)
-            files += [config.kernel.image, directory / NEXT_INITRAMFS]
         initramfs.write(image, self.init(), files)
+        # Each has in it the kernel that follows, and that one's.
+        for _ in range(config.next_kernels):
+            image.rename(following := directory / NEXT_INITRAMFS)
+            initramfs.write(image, self.init(), [*files, config.kernel.image, following])
         self._kernel = config.kernel.image.name
         # One socket pair per channel: nothing to wait for, and the end of QEMU is the end of the file.
         ours, theirs = {}, {}
@@ -179,13 +180,18 @@ class Machine:
             self._events.append(json.loads(self._qmp.receive(timeout))["event"])
         self._events.remove(name)
 
+    def load_next(self, way: str, command_line: str = "") -> None:
+        """Loads a kernel that can follow this one: in good order (`kexec`) or after a panic (`crash`, which wants
+        `CRASH_KERNEL` on the command line of the one that panics)."""
+        command_line = f"{COMMAND_LINE} {command_line} follows={way}"
+        self.guest.run(f"kexec-load /{self._kernel} /{NEXT_INITRAMFS} {way} {command_line}")
+
     def go_on(self, way: str) -> None:
-        """Goes on with another kernel without a reset of the machine, in good order (`kexec`) or after a panic (`crash`,
-        with `CRASH_KERNEL` on the command line); waits for its init."""
-        self.guest.run(f"kexec-load /{self._kernel} /{NEXT_INITRAMFS} {way} {COMMAND_LINE}")
+        """Goes on with the kernel that was loaded, without a reset of the machine; waits for its init."""
         self.guest.run(way)
         self.guest.wait_ready()
-        if NEXT_INITRAMFS in self.guest.lines("ls /"):
+        (booted,) = self.guest.lines("cat /proc/cmdline")
+        if f"follows={way}" not in booted:
             raise RuntimeError(f"{way}: the machine was reset")
 
     @property
@@ -202,9 +208,9 @@ class Machine:
     def unplug_memory(self) -> None:
         """Takes the module out, which the guest must not use; waits until it has let go of it."""
         self.qmp("device_del", id="module")
-        self.wait_event("DEVICE_DELETED", TIMEOUT)
-        # Then it asks whether the module is still there.
-        self.wait_event("ACPI_DEVICE_OST", TIMEOUT)
+        # The guest says that it has begun, and, when it has seen that the module is gone, that it is done.
+        for event in ("ACPI_DEVICE_OST", "DEVICE_DELETED", "ACPI_DEVICE_OST"):
+            self.wait_event(event, TIMEOUT)
         self.qmp("object-del", id="more")
 
     def read_physical(self, address: int, length: int) -> bytes:

@@ -66,6 +66,29 @@ fn refused(check: &'static str, error: &SetupError) -> Finding {
         SetupError::Bind(path, error, advice) => {
             Finding::missing(check, format!("{path}: {error}"), *advice)
         }
+        SetupError::SharesGroup(..) => {
+            Finding::missing(check, error.to_string(), "see \"IOMMU group\" above")
+        }
         other => Finding::missing(check, other.to_string(), "see the kernel's log"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::iommufd::GroupMate;
+    use crate::spec::EndpointId;
+
+    #[test]
+    fn a_group_that_is_in_use_is_no_matter_of_the_kernels_log() {
+        let mate = GroupMate::Device("0000:01:00.1".to_owned());
+        let error = SetupError::SharesGroup(EndpointId(0x28), 7, mate);
+        let finding = refused("in use", &error);
+        assert!(
+            finding
+                .found
+                .contains("IOMMU group 7, as 0000:01:00.1, which is in this iommufd too, is")
+        );
+        assert_eq!(finding.advice.as_deref(), Some("see \"IOMMU group\" above"));
     }
 }

@@ -7,6 +7,7 @@ import test_dma
 import test_fault_engine
 import test_lifecycle
 import test_load
+import test_odd_bits
 import test_page_request_corners
 import test_page_request_ends
 import test_page_requests
@@ -116,3 +117,11 @@ class FaultEngineMisuseTest(DebugKernel, test_fault_engine.MisuseTest):
 
 class PciEndpointTest(DebugKernel, test_pci_endpoint.PciEndpointTest):
     kernel = staticmethod(lab.debug_kernel)
+
+
+class OddBitsTest(DebugKernel, test_odd_bits.PatchedDriverTest):
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+
+class OddBitsPasidTest(DebugKernel, test_odd_bits.PatchedDriverPasidTest):
+    kernel = staticmethod(lab.debug_patched_kernel)

@@ -26,6 +26,7 @@ PROBE_SIZE = 512
 BYPASS = 1
 READ, WRITE = 1, 2
 LAST_IOVA = 0xFF_FFFF_FFFF
+DOMAINS = range(40, 50)
 
 # Only a type checker sees the cases as a test case: a test runner is not to run them by themselves.
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class DriverRequestCases(Base):
 
     def start_busy(self) -> tuple[Guest, Control]:
         """A guest that has sent every type of request: with two endpoints, the second of them gone again."""
-        _, guest, control = self.start("--log-level", "trace", "--input-range", f"0:{LAST_IOVA:#x}")
+        ranges = ("--input-range", f"0:{LAST_IOVA:#x}", "--domain-range", f"{DOMAINS.start}:{DOMAINS.stop - 1}")
+        _, guest, control = self.start("--log-level", "trace", *ranges)
         self.attach_vfio(guest, "first", FIRST, "one")
         guest.map("one", IOVA, LENGTH, "rw", 1)
         control.dma_read(FIRST, IOVA, LENGTH)
@@ -93,6 +95,8 @@ class DriverRequestCases(Base):
         endpoints: dict[int, tuple[int, int]] = {}
         mappings: dict[int, dict[int, int]] = {}
         for request, _ in self.requests():
+            if request[0] != PROBE:
+                self.assertIn(struct.unpack_from("<I", request, HEAD)[0], DOMAINS)
             if request[0] == ATTACH:
                 domain, endpoint, flags = struct.unpack_from("<3I", request, HEAD)
                 others = {kind for at, kind in endpoints.values() if at == domain}

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <linux/kexec.h>
 #include <stdio.h>
@@ -171,12 +172,35 @@ static void crash(struct words words)
 	spit("/proc/sysrq-trigger", "c");
 }
 
+/* Where a function of the kernel is. The symbols of modules are not sorted. */
+static void find_symbol(struct words words)
+{
+	uint64_t start = 0, end = UINT64_MAX, address;
+	char name[512], line[1024];
+	FILE *symbols = fopen("/proc/kallsyms", "re");
+
+	if (!symbols)
+		return fail_errno("%s", "/proc/kallsyms");
+	while (!start && fgets(line, sizeof line, symbols))
+		if (sscanf(line, "%" SCNx64 " %*c %511s", &address, name) == 2 && !strcmp(name, words.word[0]))
+			start = address;
+	rewind(symbols);
+	while (fgets(line, sizeof line, symbols))
+		if (sscanf(line, "%" SCNx64, &address) == 1 && address > start && address < end)
+			end = address;
+	fclose(symbols);
+	if (!start)
+		return fail("there is no %s", words.word[0]);
+	ok("start=%#" PRIx64 " end=%#" PRIx64, start, end);
+}
+
 const struct command system_commands[] = {
 	{ "insmod", 1, -1, load_module },
 	{ "rmmod", 1, 1, unload_module },
 	{ "run", 1, -1, run_program },
 	{ "bench", 3, 3, benchmark },
 	{ "clock", 0, 0, show_clock },
+	{ "symbol", 1, 1, find_symbol },
 	{ "reboot", 0, 0, restart },
 	{ "poweroff", 0, 0, power_off },
 	{ "kexec-load", 4, -1, load_kernel },

@@ -202,6 +202,29 @@ class PageRequestTest(EngineTest):
         self.assertEqual(self.end(guest)["status"], "done")
         self.assert_clean(control)
 
+    def test_page_requests_are_disabled_before_the_attachment_ends__x42(self):
+        guest, control = self.start_attached("--max-page-requests", "1")
+        read = {"address": IOVA, "other": TARGET, "length": 8, "flags": "page-requests"}
+        self.begin(guest, "copy", 0, **read)
+        self.assertEqual(len(self.faults(guest)), 1)
+        self.begin(guest, "copy", 1, **read)
+        status = engine_register(1, STATUS)
+        self.wait_until("no room", lambda: self.register(guest, status) & 0xFF == WAITING_FOR_ALLOCATION)
+        guest.run("detach one")
+        # The second engine would have got the room of the first at the end of the attachment, and asked.
+        self.assertEqual(self.outcome(guest, 1), "page-requests-disabled")
+        self.assertFalse(self.register(guest, ENABLED) & PRI)
+        counters = control.counters()
+        self.assertEqual((counters["page_request_groups"], counters["page_request_unwanted"]), (1, 0))
+        guest.run("attach-table one one")
+        self.assertTrue(self.register(guest, ENABLED) & PRI)
+        self.begin(guest, "copy", **read)
+        guest.run(f"buffer one {IOVA:#x} {PAGE:#x} 1")
+        guest.run("page-in one one 1 20")
+        self.assertEqual(self.end(guest)["status"], "done")
+        self.assertEqual(self.register(guest, OUTSTANDING), 0)
+        self.assert_clean(control)
+
     def test_a_reset_of_the_function_gives_up_what_waits(self):
         guest, control = self.start_attached()
         self.begin(guest, "copy", address=IOVA, other=TARGET, length=8, flags="page-requests")

@@ -7,6 +7,8 @@ from harness.paging import FIRST, IOVA, PAGE, SECOND, Call, PagingTest
 from harness.testcase import FunctionalTest
 from test_dma import DmaCases
 
+# A second place for a mapping.
+OTHER = IOVA + 0x10_0000
 DRIVER = "/sys/bus/virtio/drivers/virtio_iommu"
 
 
@@ -15,6 +17,17 @@ class PatchedDriverDmaTest(DmaCases, FunctionalTest):
 
     kernel = staticmethod(lab.patched_kernel)
     keeps_mappings_without_devices = True
+
+
+class StockDriverMapTest(FunctionalTest):
+    def test_the_stock_driver_does_not_see_that_the_device_refuses_a_map(self):
+        # The patched one does: test_map_that_the_device_refuses_fails_in_the_program__x60.
+        _, guest, control = self.start("--max-mappings", "1")
+        self.attach_vfio(guest, "first", FIRST, "one")
+        guest.map("one", OTHER, PAGE, "rw", 1)
+        guest.map("one", IOVA, PAGE, "rw", 5)
+        self.assertEqual(control.counters()["map_failed"], 1)
+        self.assert_refused("TranslationFault", control.dma_read, FIRST, IOVA, 16)
 
 
 class PageRequestTest(PagingTest):
@@ -81,6 +94,27 @@ class PageRequestTest(PagingTest):
         with self.assertRaises(GuestError):
             guest.run(f"answer one {fault['cookie']} success")
         self.assert_answered(control, 1)
+
+    def test_map_that_the_device_refuses_fails_in_the_program__x60(self):
+        _, guest, control = self.start_attached("--max-mappings", "1")
+        guest.map("one", OTHER, PAGE, "rw", 1)
+        reader = self.connect()
+        read = Call(lambda: reader.dma_read(FIRST, IOVA, 16))
+        (fault,) = self.faults(guest, "one")
+        with self.assertRaisesRegex(GuestError, "memory"):
+            guest.map("one", IOVA, PAGE, "rw", 5)
+        guest.run(f"answer one {fault['cookie']} invalid")
+        self.assert_refused("PageRequestFailed", read.result)
+        # The driver knows nothing of that mapping either, and the one before is as it was.
+        self.assertEqual(reader.dma_read(FIRST, OTHER, 16), pattern(1, 16))
+        guest.unmap("one", OTHER, PAGE)
+        read = Call(lambda: reader.dma_read(FIRST, IOVA, 16))
+        (fault,) = self.faults(guest, "one")
+        guest.map("one", IOVA, PAGE, "rw", 5)
+        guest.run(f"answer one {fault['cookie']} success")
+        self.assertEqual(read.result(), pattern(5, 16))
+        counters = control.counters()
+        self.assertEqual((counters["map_failed"], counters["unmap_failed"]), (1, 0))
 
     def test_endpoint_that_is_not_answered_does_not_hold_up_another(self):
         _, guest, control = self.start_attached()

@@ -209,7 +209,7 @@ def nested(tally: Tally) -> None:
         **patched_environment(),
         "VDI_TEST_BACKEND": str(cargo.test_backend()),
         "VDI_PATIENCE": "5",
-        "VDI_DISK_SECONDS": os.environ.get("VDI_DISK_SECONDS", "20"),
+        "VDI_DISK_SECONDS": os.environ.get("VDI_DISK_SECONDS", "120"),
         "PYTHONPATH": str(ROOT / "tests" / "functional"),
         "PYTHONUNBUFFERED": "1",
     }

@@ -15,7 +15,7 @@ PORT = (
     "-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
     "-device", "pcie-root-port,id=root-port,chassis=8,slot=8,addr=08.0",
 )  # fmt: skip
-HOT = "01:00.0"
+HOT, BUS = "01:00.0", "01"
 FROM, TO = 0x200_0000, 0x300_0000
 PAGE = 0x1000
 
@@ -55,7 +55,7 @@ class HotPlugTest(PassthroughTest):
         self.addCleanup(log.close)
         cold, *_, hot = functions(EDU)
         bind(hot)
-        machine = self.start_passthrough(f"{cold}={COLD}", options=("--plug-in", HOT), extra=PORT)
+        machine = self.start_passthrough(f"{cold}={COLD}", options=("--plug-in", BUS), extra=PORT)
         control = self.connect_to(machine)
         machine.guest.load("virtio_iommu")
 

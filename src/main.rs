@@ -94,7 +94,7 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
         .filter_module("vfio_user", args.log_level.min(LevelFilter::Warn))
         .format_target(false)
         .init();
-    if cfg!(feature = "odd-bits") {
+    if cfg!(odd_bits) {
         log::warn!("built to send what drivers have to ignore: for tests of drivers only");
     }
     // Inherited descriptors first: see `take_fd`.

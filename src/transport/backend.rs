@@ -25,7 +25,7 @@ use crate::sys;
 use crate::transport::fault_worker::FaultShared;
 use crate::transport::lifecycle::{Lifecycle, SystemResets};
 use crate::transport::memory::Regions;
-#[cfg(feature = "odd-bits")]
+#[cfg(odd_bits)]
 use crate::transport::odd_bits::OddBatch;
 use crate::transport::polling::Polling;
 use crate::transport::requests::{DeviceBatch, Held, Served, Service};
@@ -198,7 +198,7 @@ impl RequestWorker {
             interrupted: || vring.is_wanted() || backend.is_closing(),
         };
         let batch = || DeviceBatch::new(&backend.device);
-        #[cfg(feature = "odd-bits")]
+        #[cfg(odd_bits)]
         let batch = || OddBatch::new(batch());
         let result: Result<_, RingError> = Ring::new(&memory, state.get_queue()).map(|mut ring| {
             let served = service.run(&mut ring, batch, || backend.faults.wake());

@@ -18,7 +18,7 @@ use crate::device::events::EventQueue;
 use crate::host::Host;
 use crate::poller::Poller;
 use crate::transport::event_queue::EventRing;
-#[cfg(feature = "odd-bits")]
+#[cfg(odd_bits)]
 use crate::transport::odd_bits::OddEvents;
 use crate::transport::ring::{Ring, RingError};
 use crate::transport::vring::Vring;
@@ -210,7 +210,7 @@ impl FaultShared {
         for _ in 0..LOOKS {
             let mut queue = EventRing::new(ring);
             let events: &mut dyn EventQueue = &mut queue;
-            #[cfg(feature = "odd-bits")]
+            #[cfg(odd_bits)]
             let events = &mut OddEvents(events);
             *deadline = self.device.service_events(Some(events), Instant::now());
             let seen = queue.pending();

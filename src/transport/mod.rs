@@ -19,9 +19,9 @@ pub mod fuzzing;
 mod guest;
 mod lifecycle;
 mod memory;
-#[cfg(any(feature = "odd-bits", test))]
+#[cfg(any(odd_bits, test))]
 #[cfg_attr(
-    not(feature = "odd-bits"),
+    not(odd_bits),
     expect(dead_code, reason = "only its unit tests use it")
 )]
 mod odd_bits;

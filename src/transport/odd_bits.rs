@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What an exact device never sends, and a driver has to live with all the same (feature `odd-bits`).
+//! What an exact device never sends, and a driver has to live with all the same (`--cfg odd_bits`).
 //!
 //! A later version of the specification may give a meaning to what is reserved today, so drivers must not look at
 //! it. These stand-ins sit where bytes leave for the guest, and set what no driver may act on:

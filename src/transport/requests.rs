@@ -267,7 +267,7 @@ fn settle(ring: &mut Ring<'_>, held: &mut Vec<Held>, status: Status) {
 /// R19: the reserved bytes are zero.
 fn tail(status: Status) -> [u8; TAIL_LEN] {
     let tail = [status as u8, 0, 0, 0];
-    #[cfg(feature = "odd-bits")]
+    #[cfg(odd_bits)]
     let tail = crate::transport::odd_bits::tail(tail);
     tail
 }

@@ -214,15 +214,24 @@ def ensure_debug_patched_kernel() -> Kernel:
     return _patched("patched debug kernel", ensure_debug_kernel().image.parent / "build")
 
 
-def _patched(name: str, build: pathlib.Path) -> Kernel:
+@functools.cache
+def ensure_arm_patched_kernel() -> Kernel:
+    """The kernel for Arm with the series, or the one in VDI_ARM_PATCHED_KERNEL and VDI_ARM_PATCHED_MODULES."""
+    if given := _given("VDI_ARM_PATCHED"):
+        return given
+    return _patched("patched kernel for Arm", ensure_arm_kernel().image.parent / "build", ARM)
+
+
+def _patched(name: str, build: pathlib.Path, target: Target = PC) -> Kernel:
     def make(path: pathlib.Path) -> None:
-        debian.need_tools({**TOOLS, "git": "git", "unshare": "util-linux"})
+        debian.need_tools({**TOOLS, **dict(target.tools), "git": "git", "unshare": "util-linux"})
         say(f"{name}: compiling what the patches change; a minute or two, once")
-        debian.run([str(SERIES / "build"), str(ensure_source()), str(build), str(path), *STAMP], name)
+        trees = [str(tree) for tree in (ensure_source(), build, path)]
+        debian.run([str(SERIES / "build"), *trees, *target.variables, *STAMP], name)
 
     content = [file.read_text() for file in (SERIES / "build", *sorted(SERIES.glob("*.patch")))]
     path = cache.entry(f"patched-{cache.key(build.parent.name, *content)}", make)
-    return Kernel(path / "bzImage", path / "modules")
+    return Kernel(path / target.image, path / "modules")
 
 
 @functools.cache

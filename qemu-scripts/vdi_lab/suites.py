@@ -63,11 +63,13 @@ def arm_environment() -> dict[str, str]:
     """The same for a guest on Arm."""
     # dtc and fdtoverlay put the IOMMU into its device tree.
     debian.need_tools({"dtc": "device-tree-compiler", "fdtoverlay": "device-tree-compiler"})
-    found = kernel.ensure_arm_kernel()
+    stock, patched = kernel.ensure_arm_kernel(), kernel.ensure_arm_patched_kernel()
     return {
         "VDI_ARM_QEMU": " ".join(qemu.ensure_arm_qemu()),
-        "VDI_ARM_KERNEL": str(found.image),
-        "VDI_ARM_MODULES": str(found.modules),
+        "VDI_ARM_KERNEL": str(stock.image),
+        "VDI_ARM_MODULES": str(stock.modules),
+        "VDI_ARM_PATCHED_KERNEL": str(patched.image),
+        "VDI_ARM_PATCHED_MODULES": str(patched.modules),
         "VDI_ARM_INIT": str(arm_guest_init()),
         "VDI_ARM_PCI_SELFTEST": str(selftest.ensure_pci_selftest(cross.COMPILER)),
     }

@@ -10,6 +10,8 @@ from typing import Any
 
 import test_dma
 import test_fault_engine
+import test_page_requests
+import test_pasids
 import test_pci_endpoint
 import test_probe
 from harness import lab
@@ -64,6 +66,22 @@ class ArmDmaTest(Arm, test_dma.DmaCases):
 
 class ArmFaultEngineTest(Arm, test_fault_engine.StockDriverTest):
     pass
+
+
+class ArmFaultEnginePageRequestTest(Arm, test_fault_engine.PageRequestTest):
+    kernel = staticmethod(lab.arm_patched_kernel)
+
+
+class ArmFaultEngineMisuseTest(Arm, test_fault_engine.MisuseTest):
+    kernel = staticmethod(lab.arm_patched_kernel)
+
+
+class ArmPageRequestTest(Arm, test_page_requests.PageRequestTest):
+    kernel = staticmethod(lab.arm_patched_kernel)
+
+
+class ArmPasidTest(Arm, test_pasids.PasidTest):
+    kernel = staticmethod(lab.arm_patched_kernel)
 
 
 class ArmPciEndpointTest(Arm, test_pci_endpoint.PciEndpointTest):

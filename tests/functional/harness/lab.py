@@ -10,6 +10,7 @@
 | `VDI_DEBUG_PATCHED_KERNEL`, `VDI_DEBUG_PATCHED_MODULES` | that with the patches, likewise |
 | `VDI_DEBIAN_KERNEL`, `VDI_DEBIAN_MODULES` | Debian's packaged kernel, likewise |
 | `VDI_ARM_QEMU`, `VDI_ARM_KERNEL`, `VDI_ARM_MODULES` | QEMU for Arm, a kernel for it and its modules |
+| `VDI_ARM_PATCHED_KERNEL`, `VDI_ARM_PATCHED_MODULES` | that kernel with the patches, likewise |
 | `VDI_BACKEND` | the program under test |
 | `VDI_TEST_BACKEND` | the same with endpoints on the kernel's mock bus |
 | `VDI_ODD_BACKEND` | the same that sends what drivers have to ignore |
@@ -33,9 +34,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "qemu-scrip
 from vdi_lab import initramfs, trouble  # noqa: E402
 
 __all__ = [
-    "Kernel", "Missing", "arm_init", "arm_kernel", "arm_pci_selftest", "arm_qemu", "backend", "debian_kernel",
-    "debug_kernel", "debug_patched_kernel", "guest_init", "initramfs", "lab_kernel", "odd_backend", "patched_kernel",
-    "pci_selftest", "qemu", "test_backend", "trouble",
+    "Kernel", "Missing", "arm_init", "arm_kernel", "arm_patched_kernel", "arm_pci_selftest", "arm_qemu", "backend",
+    "debian_kernel", "debug_kernel", "debug_patched_kernel", "guest_init", "initramfs", "lab_kernel", "odd_backend",
+    "patched_kernel", "pci_selftest", "qemu", "test_backend", "trouble",
 ]  # fmt: skip
 
 
@@ -130,3 +131,8 @@ def debian_kernel() -> Kernel:
 def arm_kernel() -> Kernel:
     """The stock kernel for Arm."""
     return Kernel(_path("VDI_ARM_KERNEL"), _path("VDI_ARM_MODULES"))
+
+
+def arm_patched_kernel() -> Kernel:
+    """The same with the patches of guest/linux/."""
+    return Kernel(_path("VDI_ARM_PATCHED_KERNEL"), _path("VDI_ARM_PATCHED_MODULES"))

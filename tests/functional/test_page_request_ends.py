@@ -7,7 +7,8 @@ from harness.machine import Machine
 from harness.paging import FIRST, IOVA, PAGE, Call, PagingTest
 
 PLUGGED = "01:00.0"
-VFIO = "/sys/bus/pci/drivers/vfio-pci"
+PCI = "/sys/bus/pci"
+VFIO = f"{PCI}/drivers/vfio-pci"
 # What the kernel says when it waits for the owner of a device that is to go.
 BLOCKED = "blocked until released by user"
 
@@ -57,6 +58,23 @@ class PageRequestEndTest(PagingTest):
         self.assert_refused("PageRequestFailed", read.result)
         guest.run("table-free one")
         guest.run("ioas-free one")
+        self.check_from_scratch(guest, control)
+
+    def test_endpoint_is_removed_by_the_guest_and_found_again(self):
+        _, guest, control = self.start_attached()
+        read, _ = self.fault(guest)
+        guest.mark_log()
+        guest.run(f"background write {PCI}/devices/0000:{FIRST}/remove 1")
+        guest.wait_log(BLOCKED)
+        self.assertTrue(read.is_alive())
+        guest.run("close one")
+        guest.run("background-wait")
+        self.assert_refused("PageRequestFailed", read.result)
+        self.assertNotIn(FIRST, guest.group_types())
+        guest.run("table-free one")
+        guest.run("ioas-free one")
+        guest.run(f"write {PCI}/rescan 1")
+        self.assertIn(FIRST, guest.group_types())
         self.check_from_scratch(guest, control)
 
     def start_with_port(self) -> tuple[Machine, Guest, Control]:

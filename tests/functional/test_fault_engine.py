@@ -211,11 +211,12 @@ class PageRequestTest(EngineTest):
         status = engine_register(1, STATUS)
         self.wait_until("no room", lambda: self.register(guest, status) & 0xFF == WAITING_FOR_ALLOCATION)
         guest.run("detach one")
-        # The second engine would have got the room of the first at the end of the attachment, and asked.
-        self.assertEqual(self.outcome(guest, 1), "page-requests-disabled")
-        self.assertFalse(self.register(guest, ENABLED) & PRI)
+        # The second engine would have got the room of the first at the end of the attachment, and asked. It may find
+        # that there is no place any more to write its completion to.
+        self.assertIn(self.outcome(guest, 1), ("page-requests-disabled", "translation"))
         counters = control.counters()
         self.assertEqual((counters["page_request_groups"], counters["page_request_unwanted"]), (1, 0))
+        self.assertFalse(self.register(guest, ENABLED) & PRI)
         guest.run("attach-table one one")
         self.assertTrue(self.register(guest, ENABLED) & PRI)
         self.begin(guest, "copy", **read)

@@ -25,7 +25,7 @@ use vhost_device_iommu::listen::SocketFile;
 use vhost_device_iommu::qmp::{self, Names, Qmp};
 use vhost_device_iommu::seccomp;
 use vhost_device_iommu::sys::{self, Signals, SocketKind};
-use vhost_device_iommu::transport::{self, Options, Source, SystemResets};
+use vhost_device_iommu::transport::{self, Options, Resets, Source};
 use vhost_device_iommu::viot;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -130,7 +130,7 @@ fn serve(args: &ServeArgs) -> Result<(), Failure> {
         )?),
         None => None,
     };
-    let resets = Arc::new(SystemResets::default());
+    let resets = Arc::new(Resets::default());
     let qmp = match &args.qmp {
         Some(path) => {
             let context = qmp::Context {

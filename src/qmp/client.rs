@@ -19,6 +19,7 @@ const MAX_LINE: usize = 1 << 20;
 
 const STOP: u64 = 0;
 const SOCKET: u64 = 1;
+const QUEUES: u64 = 2;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -43,21 +44,34 @@ pub(super) enum ClientError {
     Refused(String),
 }
 
-/// Waits for the end of the process, and for a socket.
+/// Waits for the end of the process, for the queues to stop, and for a socket.
 pub(super) struct Waiter {
     poller: Poller,
     /// Kept open for as long as it is watched.
     _stop: EventFd,
+    queues: EventFd,
+}
+
+/// Why waiting has ended.
+#[derive(PartialEq, Eq)]
+enum Wake {
+    /// The socket is readable.
+    Socket,
+    /// The queues have stopped.
+    Queues,
 }
 
 impl Waiter {
-    pub fn new(stop: &EventFd) -> io::Result<Self> {
+    /// `queues` does not block, and is readable when the queues have stopped.
+    pub fn new(stop: &EventFd, queues: EventFd) -> io::Result<Self> {
         let poller = Poller::new()?;
         let stop = stop.try_clone()?;
         poller.add(stop.as_raw_fd(), STOP)?;
+        poller.add(queues.as_raw_fd(), QUEUES)?;
         Ok(Self {
             poller,
             _stop: stop,
+            queues,
         })
     }
 
@@ -68,25 +82,34 @@ impl Waiter {
 
     /// Lets time pass; an error when the process ends.
     pub fn pause(&self, time: Duration) -> Result<(), ClientError> {
-        match self.wait(Some(Instant::now() + time)) {
-            Err(ClientError::Silent) => Ok(()),
-            other => other,
+        let deadline = Some(Instant::now() + time);
+        loop {
+            match self.wait(deadline) {
+                Err(ClientError::Silent) => return Ok(()),
+                other => other?,
+            };
         }
     }
 
-    /// Waits until the socket is readable.
-    fn wait(&self, deadline: Option<Instant>) -> Result<(), ClientError> {
+    /// Waits until there is something to do.
+    fn wait(&self, deadline: Option<Instant>) -> Result<Wake, ClientError> {
         loop {
-            let (mut stopped, mut readable) = (false, false);
+            let (mut stopped, mut wake) = (false, None);
             self.poller.wait(deadline, |token| match token {
                 STOP => stopped = true,
-                _ => readable = true,
+                QUEUES => wake = Some(Wake::Queues),
+                _ => {
+                    wake.get_or_insert(Wake::Socket);
+                }
             })?;
             if stopped {
                 return Err(ClientError::Stopped);
             }
-            if readable {
-                return Ok(());
+            if let Some(wake) = wake {
+                if wake == Wake::Queues {
+                    self.queues.read()?;
+                }
+                return Ok(wake);
             }
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(ClientError::Silent);
@@ -106,7 +129,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Connects, goes through the handshake, and asks whether the machine runs: the answer is an event.
+    /// Connects, and goes through the handshake.
     pub fn connect(path: &Path, waiter: &Waiter) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path).map_err(ClientError::Connect)?;
         stream.set_nonblocking(true)?;
@@ -118,23 +141,26 @@ impl Client {
             searched: 0,
         };
         let deadline = Some(Instant::now() + PATIENCE);
-        match client.message(waiter, deadline)? {
+        match client.answer(waiter, deadline)? {
             Message::Greeting(version) => client.version = version,
             _ => return Err(ClientError::NotQmp),
         }
         client.send("qmp_capabilities")?;
         loop {
-            match client.message(waiter, deadline)? {
-                Message::Return => break,
+            match client.answer(waiter, deadline)? {
+                Message::Return => return Ok(client),
                 Message::Error(desc) => return Err(ClientError::Refused(desc)),
                 _ => {}
             }
         }
-        client.send("query-status")?;
-        Ok(client)
     }
 
-    /// Sends a command without arguments. A new connection takes so little at once.
+    /// Asks whether the machine runs: the answer is an event.
+    pub fn ask(&mut self) -> io::Result<()> {
+        self.send("query-status")
+    }
+
+    /// Sends a command without arguments. A connection with no other answer on its way takes so little at once.
     fn send(&mut self, command: &str) -> io::Result<()> {
         write!(self.stream, "{{\"execute\":\"{command}\"}}\r\n")
     }
@@ -144,27 +170,44 @@ impl Client {
         &self.version
     }
 
-    /// Waits for a message: its event, if it is one that matters.
+    /// Waits for a message, or for the queues to stop: the message's event, if it is one that matters.
     pub fn event(&mut self, waiter: &Waiter) -> Result<Option<Event>, ClientError> {
         match self.message(waiter, None)? {
-            Message::Event(event) => Ok(Some(event)),
+            Some(Message::Event(event)) => Ok(Some(event)),
             _ => Ok(None),
         }
     }
 
-    fn message(
+    /// Waits for a message.
+    fn answer(
         &mut self,
         waiter: &Waiter,
         deadline: Option<Instant>,
     ) -> Result<Message, ClientError> {
         loop {
+            if let Some(message) = self.message(waiter, deadline)? {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// `None`: the queues have stopped.
+    fn message(
+        &mut self,
+        waiter: &Waiter,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Message>, ClientError> {
+        loop {
             if let Some(line) = self.line() {
-                return message::parse(&line).ok_or(ClientError::NotQmp);
+                let message = message::parse(&line).ok_or(ClientError::NotQmp)?;
+                return Ok(Some(message));
             }
             if self.received.len() >= MAX_LINE {
                 return Err(ClientError::NotQmp);
             }
-            waiter.wait(deadline)?;
+            if waiter.wait(deadline)? == Wake::Queues {
+                return Ok(None);
+            }
             let mut buffer = [0; 4096];
             match self.stream.read(&mut buffer) {
                 Ok(0) => return Err(ClientError::Closed),

@@ -5,23 +5,28 @@
 //!   are in bypass at once, or blocked, as at start, so that firmware and boot loaders find what they expect.
 //! * `DEVICE_DELETED`: QEMU has let go of a device. Our duplicate of its descriptor would keep it; the endpoint that
 //!   names the device (`qemu-id=`) is removed.
-//! * `STOP` and `RESUME` say nothing new: QEMU stops and starts the queues with them, and the request queue's base
-//!   tells a pause. They are logged.
+//! * whether the machine runs (`query-status`), asked when the queues have stopped. Stopped queues of a machine that runs
+//!   are a driver's end: the device is reset, as for `RESET`, but for the config space. Of one that is paused they are its
+//!   pause, until `RESUME`; then the question is asked again.
 //!
 //! # Order
 //! Events and vhost-user messages come over two sockets, so their order here is not QEMU's. QEMU stops the queues,
 //! waiting for our answer, before it sends `RESET`; so a `RESET` always finds them stopped, or is late and finds that
 //! a driver is on its way again. Such a one changes nothing: the ring's base has told already
-//! ([`SystemResets`]). A `DEVICE_DELETED` is older than an endpoint that was added under the same name after it: both
+//! ([`Resets`]).
+//!
+//! QEMU (from 8.2 on) stops the queues for a pause when it calls the machine paused already, and calls it running
+//! before it starts them. It carries out commands only after either, and starting them includes messages that it waits
+//! for (`SET_VRING_ENABLE`, by `REPLY_ACK`), behind the driver's features. So of a question that was asked after the
+//! stop, the answer `running` finds the driver on its way again, or there was no pause.
+//!
+//! A `DEVICE_DELETED` is older than an endpoint that was added under the same name after it: both
 //! carry their time.
 //!
 //! # Without a connection
 //! QEMU has not started yet, or is gone, or has closed the socket: everything is as without `--qmp`, and the connection
-//! is tried again for as long as the process lives. Then `query-status` tells whether the machine runs. A reset in
-//! between it does not tell, and nothing else does: a machine that runs while the queues are stopped may have been reset,
-//! or may be resuming with the messages that start the queues on their way. To take the second for the first would end
-//! the attachments of a driver that goes on; to take the first for the second leaves them until the next driver
-//! starts, whose ring tells. So nothing is guessed.
+//! is tried again for as long as the process lives. Then the same question is asked. A reset of the machine in between
+//! is found as the end of its driver; that `bypass` is as at start with it is lost.
 //!
 //! The crates `qapi` and `qapi-qmp` are made from QEMU's whole schema, of one version. Three events do not pay for
 //! that.
@@ -43,7 +48,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::Device;
 use crate::host::any::AnyHost;
-use crate::transport::SystemResets;
+use crate::transport::{Resets, Stop};
 use client::{Client, ClientError, Waiter};
 use message::Event;
 
@@ -51,6 +56,8 @@ pub use names::Names;
 
 /// How long to wait before the socket is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// What QEMU calls a machine that runs (`RunState`).
+const RUNNING: &str = "running";
 
 /// What events act on.
 #[derive(Clone)]
@@ -60,7 +67,7 @@ pub struct Context {
     /// Its host.
     pub host: AnyHost,
     /// Whether a driver is on its way.
-    pub resets: Arc<SystemResets>,
+    pub resets: Arc<Resets>,
     /// Which endpoint is which device of QEMU.
     pub names: Arc<Names>,
 }
@@ -74,13 +81,17 @@ impl Qmp {
     /// # Errors
     /// A descriptor or the thread cannot be made.
     pub fn start(path: PathBuf, context: Context, stop: &EventFd) -> io::Result<Self> {
-        let waiter = Waiter::new(stop)?;
+        let queues = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        context.resets.tell(queues.try_clone()?);
+        let waiter = Waiter::new(stop, queues)?;
         let listener = Listener {
             path,
             context,
             waiter,
             reported: None,
             lost: None,
+            asked: None,
+            paused: None,
         };
         let thread = thread::Builder::new()
             .name("qmp".to_owned())
@@ -104,6 +115,10 @@ struct Listener {
     reported: Option<String>,
     /// How many front-ends there had been when a connection was lost.
     lost: Option<u64>,
+    /// A question is on its way: the stop that it was asked for, or none.
+    asked: Option<Option<Stop>>,
+    /// A stop that was a pause, as far as QEMU has told.
+    paused: Option<Stop>,
 }
 
 impl Listener {
@@ -127,18 +142,28 @@ impl Listener {
         self.reported = None;
         if self.lost.take() == Some(self.front_ends()) && self.context.device.status().connected {
             log::warn!(
-                "QMP: what QEMU said while there was no connection is lost: if the machine was reset, endpoints are as at \
-                 start only when the next driver starts; those of devices that were unplugged want endpoint-remove"
+                "QMP: what QEMU said while there was no connection is lost: if the machine was reset, `bypass` is not as \
+                 at start; endpoints of devices that were unplugged want endpoint-remove"
             );
         }
+        let never = self.follow(&mut client);
+        self.lost = Some(self.front_ends());
+        never
+    }
+
+    fn follow(&mut self, client: &mut Client) -> Result<std::convert::Infallible, ClientError> {
+        self.paused = None;
+        self.asked = Some(self.context.resets.open_stop());
+        client.ask()?;
         loop {
-            match client.event(&self.waiter) {
-                Ok(Some(event)) => self.carry_out(&event),
-                Ok(None) => {}
-                Err(error) => {
-                    self.lost = Some(self.front_ends());
-                    return Err(error);
-                }
+            if let Some(event) = client.event(&self.waiter)? {
+                self.carry_out(&event);
+            }
+            // One at a time, so that an answer belongs to what was known when it was asked for.
+            let stop = self.context.resets.open_stop();
+            if stop.is_some() && stop != self.paused && self.asked.is_none() {
+                self.asked = Some(stop);
+                client.ask()?;
             }
         }
     }
@@ -159,10 +184,20 @@ impl Listener {
         }
     }
 
-    fn carry_out(&self, event: &Event) {
+    fn carry_out(&mut self, event: &Event) {
         let context = &self.context;
         match event {
-            Event::Status(status) => log::info!("QMP: the machine's state is {status}"),
+            Event::Status(status) => {
+                log::info!("QMP: the machine's state is {status}");
+                match self.asked.take().flatten() {
+                    Some(stop) if status == RUNNING => {
+                        if context.resets.machine_runs(stop, &context.device) {
+                            log::info!("QMP: the driver has reset the device");
+                        }
+                    }
+                    stop => self.paused = stop,
+                }
+            }
             Event::Reset if context.resets.machine_was_reset(&context.device) => {
                 log::info!("QMP: the machine was reset, and so is the device");
             }
@@ -170,7 +205,10 @@ impl Listener {
                 log::info!("QMP: the machine was reset, and the driver is back already");
             }
             Event::Stop => log::info!("QMP: the machine is paused"),
-            Event::Resume => log::info!("QMP: the machine goes on"),
+            Event::Resume => {
+                log::info!("QMP: the machine goes on");
+                self.paused = None;
+            }
             Event::DeviceDeleted(deleted) => {
                 let Some(endpoint) = context.names.take(deleted) else {
                     return;

@@ -23,7 +23,7 @@ use crate::host::MemoryRegion;
 use crate::spec::{EVENT_QUEUE, NUM_QUEUES, REQUEST_QUEUE};
 use crate::sys;
 use crate::transport::fault_worker::FaultShared;
-use crate::transport::lifecycle::{Lifecycle, SystemResets};
+use crate::transport::lifecycle::{Lifecycle, Resets};
 use crate::transport::memory::Regions;
 #[cfg(odd_bits)]
 use crate::transport::odd_bits::OddBatch;
@@ -46,7 +46,7 @@ pub(super) struct Backend {
     /// The vrings, once their workers have seen them.
     vrings: [OnceLock<Vring>; NUM_QUEUES],
     closing: AtomicBool,
-    resets: Arc<SystemResets>,
+    resets: Arc<Resets>,
     truncation_told: AtomicBool,
 }
 
@@ -64,7 +64,7 @@ impl Backend {
         memory: Memory,
         faults: Arc<FaultShared>,
         poll: Duration,
-        resets: Arc<SystemResets>,
+        resets: Arc<Resets>,
     ) -> Self {
         Self {
             device,

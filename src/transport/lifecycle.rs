@@ -1,28 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Reset or pause? A front-end stops and starts the queues for both and says nothing else, so it is read off the
 //! request queue: a driver that goes on does so where the queue stopped, and a new one begins at 0. Somebody who knows
-//! of a reset at once may say so: [`SystemResets`].
+//! of a reset before may say so: [`Resets`].
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::Device;
 
-/// Resets of the whole machine, as somebody else than the front-end's messages tells them.
+/// Resets, as somebody else than the front-end's messages tells them.
 ///
 /// Whoever tells them has a connection of its own, so what it says can be late. Between the stop of the queues and the
 /// features of the next driver it is not.
 #[derive(Debug, Default)]
-pub struct SystemResets(Mutex<Since>);
+pub struct Resets(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    since: Since,
+    /// How often the queues have stopped.
+    stops: u64,
+    /// Written when they do.
+    told: Option<EventFd>,
+}
+
+/// A stop of the queues of which nobody knows yet whether it was a reset or a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop(u64);
 
 /// What happened last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Since {
-    /// No driver, or its queues stopped.
+    /// There has been no driver.
     #[default]
+    Nobody,
+    /// The queues of a driver stopped.
     Stopped,
     /// The device was reset after that.
     Reset,
@@ -32,28 +48,51 @@ enum Since {
     DriverAfterReset,
 }
 
-impl SystemResets {
+impl Resets {
     // Held while the device is reset, so that a driver's start waits for that.
-    fn since(&self) -> MutexGuard<'_, Since> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on `event`, which does not block, is written when the queues have stopped. There is one such.
+    pub fn tell(&self, event: EventFd) {
+        self.known().told = Some(event);
+    }
+
+    /// The stop that has to be told from a pause, if there is one.
+    pub fn open_stop(&self) -> Option<Stop> {
+        let known = self.known();
+        (known.since == Since::Stopped).then_some(Stop(known.stops))
+    }
+
+    /// The machine runs, and has after the stop, with the front-end's messages of before all carried out: so it was no
+    /// pause. Resets the device, unless a driver is on its way again. Whether it did.
+    pub fn machine_runs(&self, stop: Stop, device: &Device) -> bool {
+        let mut known = self.known();
+        if known.since != Since::Stopped || known.stops != stop.0 {
+            return false;
+        }
+        device.reset();
+        known.since = Since::Reset;
+        true
     }
 
     /// The machine was reset: resets the device, unless a driver is on its way again. Whether it did.
     pub fn machine_was_reset(&self, device: &Device) -> bool {
-        let mut since = self.since();
-        if matches!(*since, Since::Driver | Since::DriverAfterReset) {
+        let mut known = self.known();
+        if matches!(known.since, Since::Driver | Since::DriverAfterReset) {
             return false;
         }
         device.system_reset();
-        *since = Since::Reset;
+        known.since = Since::Reset;
         true
     }
 
     /// The front-end has passed on the features of a driver. That takes no lock of the workers.
-    pub(super) fn driver_comes(&self) {
-        let mut since = self.since();
-        *since = match *since {
-            Since::Stopped => Since::Driver,
+    pub(crate) fn driver_comes(&self) {
+        let mut known = self.known();
+        known.since = match known.since {
+            Since::Nobody | Since::Stopped => Since::Driver,
             Since::Reset => Since::DriverAfterReset,
             there => there,
         };
@@ -61,19 +100,28 @@ impl SystemResets {
 
     /// The driver is there. Whether the device was reset for it.
     fn driver_is_there(&self) -> bool {
-        let before = std::mem::replace(&mut *self.since(), Since::Driver);
+        let before = std::mem::replace(&mut self.known().since, Since::Driver);
         matches!(before, Since::Reset | Since::DriverAfterReset)
     }
 
-    /// The queues stopped, or the front-end went.
-    pub(super) fn driver_is_gone(&self) {
-        *self.since() = Since::Stopped;
+    /// The queues stopped: perhaps the driver is gone.
+    pub(crate) fn queues_stopped(&self) {
+        let mut known = self.known();
+        known.since = Since::Stopped;
+        known.stops += 1;
+        // Full means that it is readable.
+        let _ = known.told.as_ref().map(|told| told.write(1));
+    }
+
+    /// The front-end is gone, and the driver with it.
+    pub(super) fn front_end_is_gone(&self) {
+        self.known().since = Since::Nobody;
     }
 }
 
 /// What is known of the request queue's starts and stops on a connection.
 pub(super) struct Lifecycle {
-    resets: Arc<SystemResets>,
+    resets: Arc<Resets>,
     /// Starts of the ring that were looked at.
     starts: u32,
     stopped: Option<Position>,
@@ -96,7 +144,7 @@ impl Position {
 }
 
 impl Lifecycle {
-    pub fn new(resets: Arc<SystemResets>) -> Self {
+    pub fn new(resets: Arc<Resets>) -> Self {
         Self {
             resets,
             starts: 0,
@@ -143,7 +191,7 @@ impl Lifecycle {
         if starts != 0 {
             self.stopped = Some(Position::of(queue));
             device.suspend();
-            self.resets.driver_is_gone();
+            self.resets.queues_stopped();
         }
     }
 

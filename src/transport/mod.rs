@@ -49,7 +49,7 @@ use crate::poller::Poller;
 use crate::transport::backend::{Backend, EXIT};
 use crate::transport::fault_worker::FaultWorker;
 
-pub use lifecycle::SystemResets;
+pub use lifecycle::{Resets, Stop};
 
 /// The most entries that a virtqueue can have.
 pub const MAX_QUEUE_SIZE: usize = 1024;
@@ -75,7 +75,7 @@ pub struct Options {
     /// The longest time that the request queue is watched before its worker sleeps; zero: not at all.
     pub poll: Duration,
     /// Resets that others than the front-end tell.
-    pub resets: Arc<SystemResets>,
+    pub resets: Arc<Resets>,
 }
 
 impl Default for Options {
@@ -154,7 +154,7 @@ struct Server {
     memory: Memory,
     faults: FaultWorker,
     poll: Duration,
-    resets: Arc<SystemResets>,
+    resets: Arc<Resets>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -244,7 +244,7 @@ impl Server {
         // What was raised so far is not for the next driver.
         self.device.service_events(None, Instant::now());
         self.device.disconnect();
-        self.resets.driver_is_gone();
+        self.resets.front_end_is_gone();
         backend.forget_memory();
         faults.wake();
         Ok(Ok(()))

@@ -21,7 +21,7 @@ class NextKernelTest(FunctionalTest):
 
         machine.load_next(way)
         machine.go_on(way)
-        # A driver's end looks like a pause from here.
+        # The end of a driver looks like a pause without QMP (test_qmp.py), and a panic is no end.
         self.assertEqual(control.endpoint(FIRST)["state"], "attached")
         guest.load("virtio_iommu")
         self.assertGreater(control.counters()["resets"], resets)

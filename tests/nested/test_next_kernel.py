@@ -52,6 +52,8 @@ class NextKernelTest(DmaTest):
         # In good order: drivers shut their devices down.
         machine.load_next("kexec", CRASH_KERNEL)
         machine.go_on("kexec")
+        for endpoint in EDU_GUEST, DISK_GUEST:
+            self.assertEqual(control.endpoint(endpoint)["state"], "front-end")
         self.check_next(guest, function, disk, 2)
 
         # After a panic, in the middle of DMA: nobody tells a device anything.

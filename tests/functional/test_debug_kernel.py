@@ -15,6 +15,7 @@ import test_page_requests
 import test_pasids
 import test_pci_endpoint
 import test_probe
+import test_qmp
 import test_suspend
 from harness import lab
 from harness.machine import Machine
@@ -132,3 +133,9 @@ class HotPlugTest(DebugKernel, test_hot_plug.HotPlugTest):
     kernel = staticmethod(lab.debug_patched_kernel)
     # pciehp again.
     test_endpoint_comes_goes_and_comes_on_a_bus_that_the_viot_names = None
+
+
+class QmpTest(DebugKernel, test_qmp.QmpTest):
+    kernel = staticmethod(lab.debug_patched_kernel)
+    # pciehp again.
+    test_an_unplugged_device_takes_its_endpoint_along_and_can_come_back = None

@@ -338,9 +338,9 @@ pub struct ServeArgs {
     pub control: Option<PathBuf>,
     /// Listen to QEMU on this QMP socket: start QEMU with -qmp unix:PATH,server=on,wait=off
     ///
-    /// A reset of the machine or of the device is known at once, and told from a pause, so that firmware and the next
-    /// kernel find endpoints as at start; and endpoints with qemu-id are removed when QEMU has unplugged them. The
-    /// socket is for one client: give QEMU one of its own.
+    /// A reset of the machine is known at once, so that firmware and boot loaders find endpoints as at start; the end of a
+    /// driver is told from a pause; and endpoints with qemu-id are removed when QEMU has unplugged them. The socket is for
+    /// one client: give QEMU one of its own.
     #[arg(long, value_name = "PATH", help_heading = "Operation")]
     pub qmp: Option<PathBuf>,
     /// How much to log to standard error: off, error, warn, info, debug or trace

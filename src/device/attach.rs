@@ -323,7 +323,7 @@ impl Device {
     }
 }
 
-fn ids(state: &State) -> Vec<EndpointId> {
+pub(super) fn ids(state: &State) -> Vec<EndpointId> {
     state.endpoints.keys().copied().collect()
 }
 

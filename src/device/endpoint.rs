@@ -34,7 +34,7 @@ pub(super) struct Endpoint {
     pub place: Place,
     /// Attachments per PASID. An unattached PASID reaches nothing, bypass or not.
     pub pasids: BTreeMap<Pasid, Membership>,
-    /// The driver answered RESPONSE_FAILURE and has not attached with PAGE_REQUEST since.
+    /// The driver answered RESPONSE_FAILURE, or has ended, and has not attached with PAGE_REQUEST since.
     pub failed: bool,
 }
 

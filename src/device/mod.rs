@@ -358,6 +358,16 @@ impl Device {
         self.book().set_suspended(false);
     }
 
+    /// The driver is gone, and a reset follows when there is another one, or with the machine's. Until then nobody
+    /// answers page requests, so there are none: held and outstanding groups are answered as at the reset. Translations
+    /// stay: a driver may reset the IOMMU while devices behind it are still to be shut down.
+    pub fn end_driver(&self) {
+        let mut state = self.state();
+        for id in attach::ids(&state) {
+            self.turn_page_requests_off(&mut state, id);
+        }
+    }
+
     /// Takes what the host has to tell, answers what has waited too long, and puts into `queue` what fits.
     /// `queue` is `None` while there is no running event queue. Returns when it wants to be called again at the
     /// latest; it also wants a call when a descriptor of [`Host::event_fds`] is readable, when the driver

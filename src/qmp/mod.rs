@@ -6,8 +6,8 @@
 //! * `DEVICE_DELETED`: QEMU has let go of a device. Our duplicate of its descriptor would keep it; the endpoint that
 //!   names the device (`qemu-id=`) is removed.
 //! * whether the machine runs (`query-status`), asked when the queues have stopped. Stopped queues of a machine that runs
-//!   are a driver's end: the device is reset, as for `RESET`, but for the config space. Of one that is paused they are its
-//!   pause, until `RESUME`; then the question is asked again.
+//!   are a driver's end: the next driver finds the device reset, and until then nobody is asked for pages. Of one that is
+//!   paused they are its pause, until `RESUME`; then the question is asked again.
 //!
 //! # Order
 //! Events and vhost-user messages come over two sockets, so their order here is not QEMU's. QEMU stops the queues,
@@ -23,10 +23,16 @@
 //! A `DEVICE_DELETED` is older than an endpoint that was added under the same name after it: both
 //! carry their time.
 //!
+//! # The end of a driver
+//! Translations outlive it. Linux 7.2 resets virtio devices as it shuts down, the IOMMU before the devices
+//! behind it: a disk that is still to be told to shut down would find its queues unmapped, and so would its driver after
+//! a minute of waiting; or, in bypass, it would use its I/O virtual addresses as physical ones. QEMU's own virtio-iommu
+//! keeps translations too. To drivers that is as if the reset came late: the next one finds no attachment (I12).
+//!
 //! # Without a connection
 //! QEMU has not started yet, or is gone, or has closed the socket: everything is as without `--qmp`, and the connection
 //! is tried again for as long as the process lives. Then the same question is asked. A reset of the machine in between
-//! is found as the end of its driver; that `bypass` is as at start with it is lost.
+//! is found as the end of its driver: endpoints stay as they are until the next, and `bypass` for good.
 //!
 //! The crates `qapi` and `qapi-qmp` are made from QEMU's whole schema, of one version. Three events do not pay for
 //! that.
@@ -192,7 +198,9 @@ impl Listener {
                 match self.asked.take().flatten() {
                     Some(stop) if status == RUNNING => {
                         if context.resets.machine_runs(stop, &context.device) {
-                            log::info!("QMP: the driver has reset the device");
+                            log::info!(
+                                "QMP: the driver has ended; what it has mapped stays for devices that have not"
+                            );
                         }
                     }
                     stop => self.paused = stop,

@@ -39,13 +39,20 @@ enum Since {
     #[default]
     Nobody,
     /// The queues of a driver stopped.
-    Stopped,
-    /// The device was reset after that.
-    Reset,
+    Stopped(Found),
     /// A driver is on its way, or there.
-    Driver,
-    /// One is on its way, and the device was reset for it.
-    DriverAfterReset,
+    Driver(Found),
+}
+
+/// What the next driver finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// What was there at the stop, if it is the same driver after a pause.
+    Perhaps,
+    /// A driver that has ended: the device is to be reset.
+    Ended,
+    /// A device that was reset.
+    Reset,
 }
 
 impl Resets {
@@ -62,29 +69,29 @@ impl Resets {
     /// The stop that has to be told from a pause, if there is one.
     pub fn open_stop(&self) -> Option<Stop> {
         let known = self.known();
-        (known.since == Since::Stopped).then_some(Stop(known.stops))
+        (known.since == Since::Stopped(Found::Perhaps)).then_some(Stop(known.stops))
     }
 
     /// The machine runs, and has after the stop, with the front-end's messages of before all carried out: so it was no
-    /// pause. Resets the device, unless a driver is on its way again. Whether it did.
+    /// pause. Ends the driver, unless one is on its way again; the device is reset for the next. Whether it did.
     pub fn machine_runs(&self, stop: Stop, device: &Device) -> bool {
         let mut known = self.known();
-        if known.since != Since::Stopped || known.stops != stop.0 {
+        if known.since != Since::Stopped(Found::Perhaps) || known.stops != stop.0 {
             return false;
         }
-        device.reset();
-        known.since = Since::Reset;
+        device.end_driver();
+        known.since = Since::Stopped(Found::Ended);
         true
     }
 
     /// The machine was reset: resets the device, unless a driver is on its way again. Whether it did.
     pub fn machine_was_reset(&self, device: &Device) -> bool {
         let mut known = self.known();
-        if matches!(known.since, Since::Driver | Since::DriverAfterReset) {
+        if matches!(known.since, Since::Driver(_)) {
             return false;
         }
         device.system_reset();
-        known.since = Since::Reset;
+        known.since = Since::Stopped(Found::Reset);
         true
     }
 
@@ -92,22 +99,24 @@ impl Resets {
     pub(crate) fn driver_comes(&self) {
         let mut known = self.known();
         known.since = match known.since {
-            Since::Nobody | Since::Stopped => Since::Driver,
-            Since::Reset => Since::DriverAfterReset,
-            there => there,
+            Since::Nobody => Since::Driver(Found::Perhaps),
+            Since::Stopped(found) | Since::Driver(found) => Since::Driver(found),
         };
     }
 
-    /// The driver is there. Whether the device was reset for it.
-    fn driver_is_there(&self) -> bool {
-        let before = std::mem::replace(&mut self.known().since, Since::Driver);
-        matches!(before, Since::Reset | Since::DriverAfterReset)
+    /// The driver is there: what it finds.
+    fn driver_is_there(&self) -> Found {
+        let there = Since::Driver(Found::Perhaps);
+        match std::mem::replace(&mut self.known().since, there) {
+            Since::Nobody => Found::Perhaps,
+            Since::Stopped(found) | Since::Driver(found) => found,
+        }
     }
 
     /// The queues stopped: perhaps the driver is gone.
     pub(crate) fn queues_stopped(&self) {
         let mut known = self.known();
-        known.since = Since::Stopped;
+        known.since = Since::Stopped(Found::Perhaps);
         known.stops += 1;
         // Full means that it is readable.
         let _ = known.told.as_ref().map(|told| told.write(1));
@@ -165,8 +174,13 @@ impl Lifecycle {
             return false;
         }
         self.starts = starts;
-        if self.resets.driver_is_there() {
-            self.reset();
+        match self.resets.driver_is_there() {
+            Found::Perhaps => {}
+            Found::Ended => {
+                self.reset();
+                device.reset();
+            }
+            Found::Reset => self.reset(),
         }
         // The first start of a connection finds the device as new.
         if let Some(stopped) = self.stopped.take() {

@@ -123,6 +123,32 @@ fn a_reset_of_the_machine_is_told_while_the_queues_stand() {
 }
 
 #[test]
+fn the_end_of_a_driver_is_no_pause() {
+    let options = ServerOptions::default();
+    let resets = Arc::clone(&options.transport.resets);
+    let server = Server::start(options);
+    let mut guest = mapped(&server);
+    let bases = guest.stop();
+    let stop = resets.open_stop().unwrap();
+    assert!(resets.machine_runs(stop, &server.device));
+    // Devices that are still to be shut down have their translations.
+    assert_eq!(server.device.counters().resets.get(), 0);
+    assert_eq!(server.device.status().domains.len(), 1);
+    // What would be a driver that goes on is a new one.
+    guest.start(bases);
+    assert_eq!(guest.request(&a_map()), NOENT);
+    assert_eq!(server.device.counters().resets.get(), 1);
+    // Nothing is left to tell of that stop, nor of one before.
+    assert_eq!(guest.request(&attach(1, 8, 0)), OK);
+    let bases = guest.stop();
+    let next = resets.open_stop().unwrap();
+    assert!(!resets.machine_runs(stop, &server.device));
+    guest.start(bases);
+    assert!(!resets.machine_runs(next, &server.device));
+    assert_eq!(guest.request(&a_map()), OK);
+}
+
+#[test]
 fn a_reset_that_is_told_late_leaves_the_next_driver_alone() {
     let options = ServerOptions::default();
     let resets = Arc::clone(&options.transport.resets);

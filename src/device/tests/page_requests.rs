@@ -311,7 +311,7 @@ fn a_group_larger_than_the_queue_is_refused_at_once__x52() {
 #[test]
 fn moves_and_resets_withdraw_the_groups_of_their_scope__x54() {
     type Move = fn(&Bench);
-    let moves: [(&str, Move); 6] = [
+    let moves: [(&str, Move); 7] = [
         ("detach", |b| assert_eq!(b.detach(7, 1), Status::Ok)),
         ("attach elsewhere", |b| {
             assert_eq!(b.attach_with(9, 1, PAGE_REQUEST), Status::Ok)
@@ -320,6 +320,7 @@ fn moves_and_resets_withdraw_the_groups_of_their_scope__x54() {
             assert_eq!(b.attach(7, 1), Status::Ok)
         }),
         ("reset", |b| b.device.reset()),
+        ("the driver's end", |b| b.device.end_driver()),
         ("disconnect", |b| b.device.disconnect()),
         ("removal", |b| {
             b.device.remove_endpoint(EndpointId(1)).unwrap()
@@ -442,6 +443,21 @@ fn response_failure_turns_page_requests_off_until_attached_again__x15_x70_x71() 
     bench.device.reset();
     bench.attach(8, 1);
     assert_eq!(off(&bench), PageRequests::Unwanted);
+}
+
+#[test]
+fn translations_outlive_the_driver_and_page_requests_do_not() {
+    let bench = attached();
+    bench.map(7, 0, 0xfff, 0x8000, RW);
+    bench.device.suspend();
+    bench.device.end_driver();
+    assert_eq!(bench.translate(1, 0, true), Some(0x8000));
+    let late = bench.host.raise(requester(1), &[page(0x1000, R)]);
+    bench.service(&mut FakeQueue::new(8));
+    assert_eq!(bench.host.answers(), [(late, Answer::Invalid)]);
+    // In bypass.
+    bench.device.reset();
+    assert_eq!(bench.translate(1, 0, true), Some(0));
 }
 
 #[test]

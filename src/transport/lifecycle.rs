@@ -174,21 +174,16 @@ impl Lifecycle {
             return false;
         }
         self.starts = starts;
+        let stopped = self.stopped.take();
         match self.resets.driver_is_there() {
-            Found::Perhaps => {}
-            Found::Ended => {
-                self.reset();
-                device.reset();
-            }
-            Found::Reset => self.reset(),
-        }
-        // The first start of a connection finds the device as new.
-        if let Some(stopped) = self.stopped.take() {
-            if continues(stopped, queue, memory) {
-                device.resume();
-            } else {
-                device.reset();
-            }
+            Found::Reset => {}
+            Found::Ended => device.reset(),
+            Found::Perhaps => match stopped {
+                Some(stopped) if continues(stopped, queue, memory) => device.resume(),
+                Some(_) => device.reset(),
+                // The first start of a connection finds the device as new.
+                None => {}
+            },
         }
         true
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
+use vhost_device_iommu::transport::Resets;
 
 use crate::common::guest::REQUESTS;
 use crate::common::requests::{READ, attach, map};
@@ -16,6 +17,13 @@ const BYPASS: usize = 36;
 
 fn connect(server: &Server) -> Guest {
     Guest::connect(&server.path, &GuestOptions::default())
+}
+
+/// A server, and where somebody else than its front-end tells it of resets.
+fn told_of_resets() -> (Server, Arc<Resets>) {
+    let options = ServerOptions::default();
+    let resets = Arc::clone(&options.transport.resets);
+    (Server::start(options), resets)
 }
 
 fn a_map() -> Vec<u8> {
@@ -104,9 +112,7 @@ fn a_driver_that_stopped_after_65536_requests_goes_on_at_0() {
 
 #[test]
 fn a_reset_of_the_machine_is_told_while_the_queues_stand() {
-    let options = ServerOptions::default();
-    let resets = Arc::clone(&options.transport.resets);
-    let server = Server::start(options);
+    let (server, resets) = told_of_resets();
     let mut guest = mapped(&server);
     let bases = guest.stop();
     assert!(resets.machine_was_reset(&server.device));
@@ -124,9 +130,7 @@ fn a_reset_of_the_machine_is_told_while_the_queues_stand() {
 
 #[test]
 fn the_end_of_a_driver_is_no_pause() {
-    let options = ServerOptions::default();
-    let resets = Arc::clone(&options.transport.resets);
-    let server = Server::start(options);
+    let (server, resets) = told_of_resets();
     let mut guest = mapped(&server);
     let bases = guest.stop();
     let stop = resets.open_stop().unwrap();
@@ -150,9 +154,7 @@ fn the_end_of_a_driver_is_no_pause() {
 
 #[test]
 fn a_reset_that_is_told_late_leaves_the_next_driver_alone() {
-    let options = ServerOptions::default();
-    let resets = Arc::clone(&options.transport.resets);
-    let server = Server::start(options);
+    let (server, resets) = told_of_resets();
     let mut guest = mapped(&server);
     guest.stop();
     guest.start_anew();

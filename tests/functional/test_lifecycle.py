@@ -9,6 +9,7 @@ import re
 
 from harness import lab
 from harness.control import Control
+from harness.disk import MIB, PARTS, Disk
 from harness.guest import TIMEOUT, Guest, pattern
 from harness.machine import ENDPOINTS
 from harness.testcase import FunctionalTest
@@ -186,14 +187,15 @@ class PatchedDriverShutdownTest(FunctionalTest):
         # that were just removed wait to be flushed.
         image = self.directory / "disk"
         image.touch()
-        os.truncate(image, 1 << 20)
+        os.truncate(image, PARTS * MIB)
         extra = ("-drive", f"file={image},format=raw,if=none,id=disk", "-device", "nvme,drive=disk,serial=disk,addr=07.0")
         guest = self.start_machine(None, extra=extra).guest
+        disk = Disk(guest)
         guest.load("virtio_iommu")
         for _ in range(3):
             guest.load("nvme")
-            self.wait_until("the disk", lambda: "nvme0n1" in guest.lines("ls /dev"), TIMEOUT)
-            guest.run("disk-write nvme0n1 0 0x100000 1")
+            self.wait_until("the disk", disk.is_there, TIMEOUT)
+            disk.use()
             guest.run("reboot")
             guest.wait_ready()
             guest.load("virtio_iommu")

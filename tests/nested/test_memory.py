@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Guest memory that comes and goes under devices that are passed through."""
 
-from disk import Disk
 from dma import PAGE, DmaTest, memory
 from edu import Edu
+from harness.disk import Disk
 from harness.guest import TIMEOUT, pattern
 from passthrough import EDU, NVME, functions
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Kernels that follow one another in the guest, with the devices of the one before as it has left them."""
 
-from disk import Disk
 from dma import PAGE, DmaTest, memory
 from edu import Edu
+from harness.disk import Disk
 from harness.guest import TIMEOUT, Guest, pattern
 from harness.machine import CRASH_KERNEL
 from passthrough import EDU, NVME, functions

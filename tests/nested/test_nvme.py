@@ -5,8 +5,8 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
-from disk import Disk
 from dma import DmaTest
+from harness.disk import Disk
 from harness.guest import TIMEOUT, Guest
 from passthrough import EDU, NVME, functions
 

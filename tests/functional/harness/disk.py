@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The passed-through NVMe disk, through the guest's driver."""
+"""An NVMe disk, through the guest's driver."""
 
 import time
 
-from harness.guest import Guest
+from .guest import Guest
 
 NAME = "nvme0n1"
 MIB = 1 << 20

@@ -147,6 +147,7 @@ class Machine:
         self._qmp = LineSocket(ours["qmp"], "QMP")
         self._greeted = False
         self._events: list[str] = []
+        self._modules = 0
 
     def command(self, config: MachineConfig, image: pathlib.Path) -> list[str]:
         """What runs QEMU; arguments for QEMU follow."""
@@ -200,9 +201,15 @@ class Machine:
         return re.sub("sysrq: Trigger a crash.*?Linux version", "", self.console.text, flags=re.DOTALL)
 
     def plug_memory(self, length: int) -> None:
-        """A module of memory, above 4 GiB, where `-m` leaves room; waits until the guest knows of it."""
-        self.qmp("object-add", **{"qom-type": "memory-backend-memfd", "id": "more", "size": length, "share": True})
-        self.qmp("device_add", driver="pc-dimm", id="module", memdev="more")
+        """A module of memory, above 4 GiB, where `-m` leaves room; waits until the guest knows of it.
+
+        Each has a name of its own: QEMU (11.1) finds a file of memory by its name, and for a moment after `object-del`
+        that is the old one, which it is about to close. The front-end's connection ends with that.
+        """
+        self._modules += 1
+        memory = {"qom-type": "memory-backend-memfd", "id": self._memory(), "size": length, "share": True}
+        self.qmp("object-add", **memory)
+        self.qmp("device_add", driver="pc-dimm", id="module", memdev=self._memory())
         self.wait_event("ACPI_DEVICE_OST", TIMEOUT)
 
     def unplug_memory(self) -> None:
@@ -211,7 +218,11 @@ class Machine:
         # The guest says that it has begun, and, when it has seen that the module is gone, that it is done.
         for event in ("ACPI_DEVICE_OST", "DEVICE_DELETED", "ACPI_DEVICE_OST"):
             self.wait_event(event, TIMEOUT)
-        self.qmp("object-del", id="more")
+        self.qmp("object-del", id=self._memory())
+
+    def _memory(self) -> str:
+        """The name of the last module's memory."""
+        return f"more{self._modules}"
 
     def read_physical(self, address: int, length: int) -> bytes:
         """Guest memory as QEMU sees it."""

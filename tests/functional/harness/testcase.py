@@ -4,7 +4,6 @@
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 import time
 import unittest
@@ -42,27 +41,31 @@ class FunctionalTest(unittest.TestCase):
         self._machines = 0
 
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
-        """Each test has a directory of its own; the logs in it are shown when the test fails."""
+        """Each test has a directory of its own; when the test fails, the logs in it are shown with the reason."""
         keep = os.environ.get("VDI_KEEP")
         if keep:
             pathlib.Path(keep).mkdir(parents=True, exist_ok=True)
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="vdi-", dir=keep))
         result = self.defaultTestResult() if result is None else result
-        failed = len(result.failures) + len(result.errors)
+        before = [(troubles, len(troubles)) for troubles in (result.failures, result.errors)]
         try:
             super().run(result)
-            if len(result.failures) + len(result.errors) > failed:
-                self._show_logs()
+            for troubles, count in before:
+                if len(troubles) > count:
+                    test, reason = troubles[-1]
+                    troubles[-1] = (test, f"{reason}\n{self._logs()}")
         finally:
             if not keep:
                 shutil.rmtree(self.directory)
         return result
 
-    def _show_logs(self) -> None:
+    def _logs(self) -> str:
         """The ends of all logs."""
+        lines = []
         for log in sorted(self.directory.rglob("*.log")):
-            print(f"\n--- {self.id()}: end of {log.relative_to(self.directory)}", file=sys.stderr)
-            print("\n".join(log.read_text(errors="replace").splitlines()[-40:]), file=sys.stderr)
+            lines += [f"--- end of {log.relative_to(self.directory)}"]
+            lines += log.read_text(errors="replace").splitlines()[-40:]
+        return "\n".join(lines) + "\n"
 
     def _check(self, machine: Machine) -> None:
         """What must never be in a guest's log."""

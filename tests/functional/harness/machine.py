@@ -147,7 +147,7 @@ class Machine:
         self._qmp = LineSocket(ours["qmp"], "QMP")
         self._greeted = False
         self._events: list[str] = []
-        self._modules = 0
+        self._plugged = 0
 
     def command(self, config: MachineConfig, image: pathlib.Path) -> list[str]:
         """What runs QEMU; arguments for QEMU follow."""
@@ -206,7 +206,7 @@ class Machine:
         Each has a name of its own: QEMU (11.1) finds a file of memory by its name, and for a moment after `object-del`
         that is the old one, which it is about to close. The front-end's connection ends with that.
         """
-        self._modules += 1
+        self._plugged += 1
         memory = {"qom-type": "memory-backend-memfd", "id": self._memory(), "size": length, "share": True}
         self.qmp("object-add", **memory)
         self.qmp("device_add", driver="pc-dimm", id="module", memdev=self._memory())
@@ -222,7 +222,7 @@ class Machine:
 
     def _memory(self) -> str:
         """The name of the last module's memory."""
-        return f"more{self._modules}"
+        return f"more{self._plugged}"
 
     def read_physical(self, address: int, length: int) -> bytes:
         """Guest memory as QEMU sees it."""

@@ -217,16 +217,18 @@ impl Device {
 
     /// The device-specific feature bits to offer. The transport adds its own.
     ///
-    /// MMIO is not offered: a host maps guest memory only.
+    /// MMIO is not offered: a host maps guest memory only. A build for tests of drivers (`--cfg odd_bits`) does offer it.
     pub fn offered_features(&self) -> Features {
         // F2, F3, F4
-        Features::INPUT_RANGE
+        let mut features = Features::INPUT_RANGE
             | Features::DOMAIN_RANGE
             | Features::MAP_UNMAP
             | Features::PROBE
             | Features::BYPASS_CONFIG
             | Features::PAGE_REQUEST
-            | Features::PASID
+            | Features::PASID;
+        features.set(Features::MMIO, cfg!(odd_bits));
+        features
     }
 
     /// Takes the features that the driver accepted. Bits that are not the device's are ignored.

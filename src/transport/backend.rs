@@ -26,7 +26,7 @@ use crate::transport::fault_worker::FaultShared;
 use crate::transport::lifecycle::{Lifecycle, Resets};
 use crate::transport::memory::Regions;
 #[cfg(odd_bits)]
-use crate::transport::odd_bits::OddBatch;
+use crate::transport::odd_bits::{self, OddBatch};
 use crate::transport::polling::Polling;
 use crate::transport::requests::{DeviceBatch, Held, Served, Service};
 use crate::transport::ring::{Ring, RingError};
@@ -266,6 +266,8 @@ impl VhostUserBackend for Backend {
     /// Exactly what was asked for, with zeros beyond the end: anything else is an error to a front-end.
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let config = self.device.config_space();
+        #[cfg(odd_bits)]
+        let config = odd_bits::config(config);
         config
             .get(offset as usize..)
             .unwrap_or_default()

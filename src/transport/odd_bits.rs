@@ -4,7 +4,9 @@
 //! A later version of the specification may give a meaning to what is reserved today, so drivers must not look at
 //! it. These stand-ins sit where bytes leave for the guest, and set what no driver may act on:
 //!
-//! * properties: `reserved` and undefined flags (V60, X22, X27), and first in each list two to be ignored (P53);
+//! * the config space: undefined bits of `bypass` (C77);
+//! * properties: `reserved` and undefined flags (V60, X22, X27), more bytes than a type has now, and first in each list
+//!   two to be ignored (P53);
 //! * tails: `reserved`, and for one request no tail at all (R18);
 //! * events: undefined flags, `reserved1` and `reserved2`, and fields without the flag that makes them valid (E70, X32,
 //!   X33).
@@ -12,7 +14,7 @@
 //! What becomes of a fault report besides is chosen by the bits of its address, so that whoever causes the fault knows
 //! it: [`RESERVED`], [`NO_ADDRESS`], [`NO_REASON`].
 
-use std::mem::size_of;
+use std::mem::{offset_of, size_of};
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -20,7 +22,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use crate::device::events::{Buffers, EventQueue};
 use crate::device::{Finished, Reply, Step};
 use crate::spec::{
-    Attach, AttachFlags, EVENT_LEN, Event, EventFlags, PageRequestProperty, PasidFlags,
+    Attach, AttachFlags, Config, EVENT_LEN, Event, EventFlags, PageRequestProperty, PasidFlags,
     PasidProperty, PropertyHead, PropertyType, RequestType, ResvMemProperty, ResvMemSubtype,
     TAIL_LEN,
 };
@@ -52,6 +54,9 @@ const RESERVED_PROPERTY: ResvMemProperty = ResvMemProperty {
     first: U64::new(0x4000_0000),
     last: U64::new(0x4000_ffff),
 };
+
+/// What a later version may append to every property (P53).
+const MORE: [u8; 4] = [0xff; 4];
 
 /// An ATTACH of this PASID is not carried out, and goes back unwritten (R18).
 const UNWRITTEN_PASID: u32 = 13;
@@ -167,15 +172,28 @@ fn is_unwritten(request: &[u8]) -> bool {
 
 /// A list of properties in its odd form.
 fn odd_properties(properties: &[u8]) -> Vec<u8> {
-    let mut odd = [&UNKNOWN_PROPERTY, RESERVED_PROPERTY.as_bytes(), properties].concat();
-    let mut rest = odd.as_mut_slice();
+    let mut odd = UNKNOWN_PROPERTY.to_vec();
+    push_longer(&mut odd, RESERVED_PROPERTY.as_bytes());
+    let mut rest = properties;
     while let Ok((head, _)) = PropertyHead::read_from_prefix(rest) {
         let size = size_of::<PropertyHead>() + usize::from(head.length.get());
-        let (property, next) = rest.split_at_mut(size);
-        make_odd(head.kind.get(), property);
+        let (property, next) = rest.split_at(size);
+        let mut property = property.to_vec();
+        make_odd(head.kind.get(), &mut property);
+        push_longer(&mut odd, &property);
         rest = next;
     }
     odd
+}
+
+/// Adds a property with [`MORE`] at its end.
+fn push_longer(list: &mut Vec<u8>, property: &[u8]) {
+    let start = list.len();
+    list.extend_from_slice(property);
+    list.extend_from_slice(&MORE);
+    if let Some(Ok((head, _))) = list.get_mut(start..).map(PropertyHead::mut_from_prefix) {
+        head.length += MORE.len() as u16;
+    }
 }
 
 fn make_odd(kind: u16, property: &mut [u8]) {
@@ -196,6 +214,14 @@ fn make_odd(kind: u16, property: &mut [u8]) {
         property.flags |= !PasidFlags::all().bits();
         property.reserved = [0xff; 3];
     }
+}
+
+/// The config space with bits 1 to 7 of `bypass` set.
+pub(super) fn config(mut space: [u8; size_of::<Config>()]) -> [u8; size_of::<Config>()] {
+    if let Some(bypass) = space.get_mut(offset_of!(Config, bypass)) {
+        *bypass |= 0xfe;
+    }
+    space
 }
 
 /// A tail with its reserved bytes set.
@@ -303,11 +329,13 @@ mod tests {
         property.flags = U32::new(PasidFlags::EXEC.bits());
         property.width = 20;
         let odd = odd_properties(property.as_bytes());
-        let (ignored, odd) = odd.split_at(odd.len() - size);
+        let (ignored, odd) = odd.split_at(odd.len() - size - MORE.len());
         assert!(ignored.starts_with(&UNKNOWN_PROPERTY));
-        assert!(ignored.ends_with(RESERVED_PROPERTY.as_bytes()));
-        let odd = PasidProperty::read_from_bytes(odd).unwrap();
-        assert_eq!((odd.head, odd.width), (property.head, 20));
+        assert_eq!(ignored.len(), 8 + size_of::<ResvMemProperty>() + MORE.len());
+        let (odd, more) = PasidProperty::read_from_prefix(odd).unwrap();
+        assert_eq!(more, MORE);
+        assert_eq!((odd.head.kind, odd.width), (property.head.kind, 20));
+        assert_eq!(odd.head.length, property.head.length + 4);
         assert_eq!(odd.flags.get(), !PasidFlags::PRIVILEGED.bits());
         assert_eq!(odd.reserved, [0xff; 3]);
     }
@@ -322,6 +350,19 @@ mod tests {
         assert!(is_unwritten(attach.as_bytes()));
         attach.head.kind = RequestType::Detach as u8;
         assert!(!is_unwritten(attach.as_bytes()));
+    }
+
+    #[test]
+    fn bypass_keeps_the_bit_that_means_something() {
+        let space = [1; size_of::<Config>()];
+        let odd = config(space);
+        let at = offset_of!(Config, bypass);
+        assert_eq!(odd[at], 0xff);
+        assert_eq!(
+            (&odd[..at], &odd[at + 1..]),
+            (&space[..at], &space[at + 1..])
+        );
+        assert_eq!(config([0; size_of::<Config>()])[at], 0xfe);
     }
 
     #[test]

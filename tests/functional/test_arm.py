@@ -6,6 +6,7 @@ region of MSI.
 """
 
 import pathlib
+import struct
 from typing import Any
 
 import test_dma
@@ -20,8 +21,12 @@ from harness.backend import Backend
 from harness.guest import GuestError
 from harness.lab import trouble
 from harness.machine import ENDPOINTS, Machine
+from harness.requests import HEAD, MAP, MAP_FIELDS, MMIO, logged
 from harness.testcase import FunctionalTest
 from test_pci_endpoint import FIRST, VECTORS
+
+# Where memory begins; below are registers.
+MEMORY = 0x4000_0000
 
 MANUAL = pathlib.Path(__file__).resolve().parents[2] / "docs" / "arm.md"
 
@@ -98,6 +103,32 @@ class HostWindowTest(Arm, test_pci_endpoint.FunctionTest):
         for kind in ("msi", "msix"):
             machine.guest.run(f"test-interrupts 0 {kind}")
             machine.guest.run(f"test-interrupt 0 {kind} {VECTORS}")
+        self.assert_clean(backend.control)
+
+
+class RegistersTest(Arm, test_pci_endpoint.FunctionTest):
+    """Without a window the driver maps the doorbell, if the device (`--cfg odd_bits`) offers mappings of registers."""
+
+    backend = staticmethod(lab.odd_backend)
+    window = None
+
+    def start_backend(self, *options: str, **more: Any) -> Backend:
+        return super().start_backend("--log-level", "trace", *options, **more)
+
+    def test_registers_are_mapped_as_such_and_apart_from_memory__m75(self):
+        machine, backend = self.start_functions(FIRST)
+        # QEMU writes the messages, and not through this IOMMU: they would not arrive.
+        machine.guest.run("test-interrupts 0 msix")
+        machine.guest.run("test-interrupts 0 intx")
+        machine.guest.run("test-transfer 0 copy 4096")
+        registers = set()
+        for request, _ in logged(backend.log):
+            if request[0] == MAP:
+                _, first, last, where, flags = struct.unpack_from(MAP_FIELDS, request, HEAD)
+                ends = (where, where + last - first)
+                self.assertEqual({end < MEMORY for end in ends}, {bool(flags & MMIO)}, request.hex())
+                registers |= {where} if flags & MMIO else set()
+        self.assertEqual(registers, {MSI_WINDOW[0]})
         self.assert_clean(backend.control)
 
 

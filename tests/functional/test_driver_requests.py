@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """What Linux's drivers negotiate and send, from the bytes of every request in the back-end's log."""
 
-import re
+import itertools
 import struct
 from typing import TYPE_CHECKING
 
@@ -9,22 +9,29 @@ from harness import lab
 from harness.control import Control, endpoint_id
 from harness.guest import Guest
 from harness.machine import ENDPOINTS
+from harness.requests import (
+    ATTACH,
+    BYPASS,
+    DETACH,
+    HEAD,
+    MAP,
+    MAP_FIELDS,
+    PROBE,
+    READ,
+    TAIL,
+    UNMAP,
+    WRITE,
+    logged,
+)
 from harness.testcase import FunctionalTest
 
 FIRST, SECOND = ENDPOINTS
 IOVA = 0x100_0000
 LENGTH = 0x4000
 
-REQUEST = re.compile(r"request \[([0-9a-f, ]+)\] with (\d+) bytes")
-HEAD, TAIL = 4, 4
-ATTACH, DETACH, MAP, UNMAP, PROBE = range(1, 6)
-
 # Where requests are reserved, besides the head. The patched driver has the PASID there, and flags.
 RESERVED = {ATTACH: slice(16, 20), DETACH: slice(12, 20), UNMAP: slice(24, 28), PROBE: slice(8, 72)}
 PROBE_SIZE = 512
-# Flags of ATTACH, and those of MAP without the feature MMIO.
-BYPASS = 1
-READ, WRITE = 1, 2
 LAST_IOVA = 0xFF_FFFF_FFFF
 DOMAINS = range(40, 50)
 
@@ -52,9 +59,7 @@ class DriverRequestCases(Base):
         return guest, control
 
     def requests(self) -> list[tuple[bytes, int]]:
-        """The device-readable part of each request, and the length of the other."""
-        log = (self.directory / "backend.log").read_text()
-        return [(bytes.fromhex(data.replace(",", "")), int(room)) for data, room in REQUEST.findall(log)]
+        return logged(self.directory / "backend.log")
 
     def test_driver_accepts_what_it_makes_use_of__f1_i13(self):
         _, control = self.start_busy()
@@ -88,7 +93,41 @@ class DriverRequestCases(Base):
             self.assertEqual(room, TAIL + (PROBE_SIZE if request[0] == PROBE else 0), request.hex())
         self.assertEqual(kinds, {ATTACH, DETACH, MAP, UNMAP, PROBE})
 
-    def test_domains_and_mappings_are_used_as_they_were_made__r22_a71_m46_u72(self):
+    def test_endpoints_that_cannot_be_isolated_share_a_domain__a73(self):
+        # Functions of a conventional device: nothing keeps one from the other's memory.
+        together = ("00:05.0", "00:05.1")
+        extra = ("-device", "edu,addr=5.0,multifunction=on", "-device", "edu,addr=5.1")
+        _, guest, control = self.start(endpoints=(*together, SECOND), edus=(SECOND,), extra=extra)
+        guest.open_vfio("first", together[0])
+        for function in (together[1], SECOND):
+            guest.run(f"bind {function} vfio-pci")
+        guest.run("ioas one")
+        seen = set()
+        for change in ("attach first one", "detach first"):
+            guest.run(change)
+            first, second = (control.endpoint(function)["domain"] for function in together)
+            self.assertEqual(first, second)
+            self.assertIsNotNone(first)
+            seen.add(first)
+            if change.startswith("attach"):
+                self.assertNotEqual(first, control.endpoint(SECOND)["domain"])
+        self.assertEqual(len(seen), 2)
+        self.assert_clean(control)
+
+    def test_mappings_permit_what_was_asked_for__m74(self):
+        _, guest, control = self.start("--log-level", "trace")
+        self.attach_vfio(guest, "first", FIRST, "one")
+        asked = {IOVA: ("r", READ), IOVA + LENGTH: ("w", WRITE), IOVA + 2 * LENGTH: ("rw", READ | WRITE)}
+        for iova, (access, _) in asked.items():
+            guest.map("one", iova, LENGTH, access, 1)
+        flags = {}
+        for request, _ in self.requests():
+            if request[0] == MAP:
+                _, first, _, _, flags[first] = struct.unpack_from(MAP_FIELDS, request, HEAD)
+        self.assertLessEqual({iova: flag for iova, (_, flag) in asked.items()}.items(), flags.items())
+        self.assert_clean(control)
+
+    def test_domains_and_mappings_are_used_as_they_were_made__r22_a71_m46_u72_u76(self):
         """The requests once more, against what those before them have made."""
         self.start_busy()
         # Of each domain, where its endpoints are, and whether it is a bypass domain; its mappings, first to last address.
@@ -106,7 +145,7 @@ class DriverRequestCases(Base):
                 domain, endpoint = struct.unpack_from("<2I", request, HEAD)
                 self.assertEqual(endpoints.pop(endpoint)[0], domain, request.hex())
             elif request[0] == MAP:
-                domain, first, last, _, flags = struct.unpack_from("<I3QI", request, HEAD)
+                domain, first, last, _, flags = struct.unpack_from(MAP_FIELDS, request, HEAD)
                 self.assertIn((domain, 0), endpoints.values(), request.hex())
                 self.assertTrue(first < last <= LAST_IOVA, request.hex())
                 self.assertIn(flags, (READ, WRITE, READ | WRITE), request.hex())
@@ -115,8 +154,13 @@ class DriverRequestCases(Base):
                 domain, first, last = struct.unpack_from("<I2Q", request, HEAD)
                 self.assertIn((domain, 0), endpoints.values(), request.hex())
                 mapped = mappings[domain]
-                for start in [start for start, end in mapped.items() if start <= last and first <= end]:
-                    self.assertTrue(first <= start and mapped.pop(start) <= last, request.hex())
+                removed = sorted((start, end) for start, end in mapped.items() if start <= last and first <= end)
+                self.assertTrue(removed, request.hex())
+                for start, end in removed:
+                    self.assertTrue(first <= start and end <= last, request.hex())
+                    del mapped[start]
+                for (_, end), (start, _) in itertools.pairwise(removed):
+                    self.assertEqual(end + 1, start, request.hex())
             used = {domain for domain, _ in endpoints.values()}
             mappings = {domain: mapped for domain, mapped in mappings.items() if domain in used}
 

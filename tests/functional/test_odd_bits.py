@@ -11,7 +11,7 @@ from harness.engine import IOVA as ENGINE_IOVA
 from harness.guest import Guest, GuestError, pattern
 from harness.machine import ENDPOINTS
 from harness.paging import FIRST, IOVA, PAGE, Call, PagingTest
-from harness.testcase import FunctionalTest
+from harness.testcase import UNKNOWN_TO_GUEST, FunctionalTest
 
 # src/transport/odd_bits.rs: the address of a fault says what is wrong with its report.
 RESERVED, NO_ADDRESS, NO_REASON = 0x1000, 0x2000, 0x4000
@@ -47,6 +47,13 @@ class OddBitsCases(Base):
             # The stock driver has another one: see `PatchedDriverTest`.
             regions = {(0x2000_0000, 0x2FFF_FFFF, "reserved"), (0xFEE0_0000, 0xFEEF_FFFF, "msi")}
             self.assertLessEqual(regions, guest.reserved(function))
+        self.assert_clean(control)
+
+    def test_bypass_is_one_bit__c77(self):
+        _, _, control = self.start("--boot-bypass", "off")
+        for function in ENDPOINTS:
+            self.assertEqual(control.domain(function)["kind"], "paging")
+        self.assertEqual(control.endpoint(UNKNOWN_TO_GUEST)["state"], "blocked")
         self.assert_clean(control)
 
     def test_requests_have_the_status_of_their_tail__r18(self):

@@ -19,7 +19,7 @@ class NextKernelTest(FunctionalTest):
         self.assertEqual(control.dma_read(FIRST, IOVA, LENGTH), pattern(1, LENGTH))
         resets = control.counters()["resets"]
 
-        machine.load_next(way)
+        machine.load_next(way, self.command_line)
         machine.go_on(way)
         # The end of a driver looks like a pause without QMP (test_qmp.py), and a panic is no end.
         self.assertEqual(control.endpoint(FIRST)["state"], "attached")

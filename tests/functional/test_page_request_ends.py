@@ -94,7 +94,7 @@ class PageRequestEndTest(PagingTest):
         machine, guest, control = self.start_with_port()
         read, _ = self.fault(guest, PLUGGED)
         guest.mark_log()
-        machine.qmp("device_del", id="plugged")
+        machine.unplug("plugged")
         guest.wait_log(BLOCKED)
         self.assertTrue(read.is_alive())
         guest.run("close one")

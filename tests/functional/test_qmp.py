@@ -141,7 +141,7 @@ class QmpTest(FunctionalTest):
             return len(control.status()["endpoints"])
 
         self.assertEqual(known(), 3)
-        machine.qmp("device_del", id=DEVICE)
+        machine.unplug(DEVICE)
         # The guest takes its time: it lets a button's press be taken back for five seconds.
         self.wait_until("the endpoint is gone", lambda: known() == 2, timeout=60)
         control.execute("endpoint-add", endpoint=PLUGGED, **{"qemu-id": DEVICE})
@@ -149,7 +149,7 @@ class QmpTest(FunctionalTest):
         plugged = f"0000:{PLUGGED}"
         self.wait_until("plugged", lambda: plugged in machine.guest.lines("ls /sys/bus/pci/devices"), timeout=60)
         self.assertEqual(known(), 3)
-        machine.qmp("device_del", id=DEVICE)
+        machine.unplug(DEVICE)
         self.wait_until("the endpoint is gone again", lambda: known() == 2, timeout=60)
         self.assert_clean(control)
 

@@ -47,7 +47,7 @@ class HotPlugTest(PassthroughTest):
 
     def unplug(self, machine: PassthroughMachine) -> None:
         """The guest lets go of the device, and then QEMU."""
-        machine.qmp("device_del", id="hot")
+        machine.unplug("hot")
         machine.wait_event("DEVICE_DELETED", TIMEOUT)
 
     def test_device_comes_goes_and_comes_again(self):

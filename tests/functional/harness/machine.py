@@ -200,6 +200,18 @@ class Machine:
         """What the guest's kernels have said, less the last words of one that was told to crash."""
         return re.sub("sysrq: Trigger a crash.*?Linux version", "", self.console.text, flags=re.DOTALL)
 
+    def unplug(self, name: str) -> None:
+        """Asks the guest to let a device go. QEMU refuses while the guest is not done with the device's coming."""
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            try:
+                self.qmp("device_del", id=name)
+                return
+            except RuntimeError as error:
+                if "guest is busy" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
+
     def plug_memory(self, length: int) -> None:
         """A module of memory, above 4 GiB, where `-m` leaves room; waits until the guest knows of it.
 

@@ -6,6 +6,7 @@ region of MSI.
 """
 
 import pathlib
+import re
 import struct
 from typing import Any
 
@@ -19,8 +20,7 @@ from harness import lab
 from harness.arm import MSI_WINDOW, ArmMachine, overlay
 from harness.backend import Backend
 from harness.guest import GuestError
-from harness.lab import trouble
-from harness.machine import ENDPOINTS, Machine
+from harness.machine import ENDPOINTS
 from harness.requests import HEAD, MAP, MAP_FIELDS, MMIO, logged
 from harness.testcase import FunctionalTest
 from test_pci_endpoint import FIRST, VECTORS
@@ -134,11 +134,8 @@ class RegistersTest(Arm, test_pci_endpoint.FunctionTest):
 
 class WithoutWindowTest(Arm, test_pci_endpoint.FunctionTest):
     window = None
-
-    def _check(self, machine: Machine) -> None:
-        """Linux 7.2 warns when its driver of the ITS takes back messages that the IOMMU's driver has refused."""
-        found = [line for line in trouble.lines(machine.console.text) if "/irq-gic-v3-its.c:" not in line]
-        self.assertFalse(found, "\n".join(["the guest's log:", *found]))
+    # Linux 7.2 warns when its driver of the ITS takes back messages that the IOMMU's driver has refused.
+    known_trouble = re.compile(".*/irq-gic-v3-its.c:.*")
 
     def test_messages_are_refused_and_intx_works(self):
         machine, backend = self.start_functions(FIRST)

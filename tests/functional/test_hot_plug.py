@@ -77,6 +77,7 @@ class HotPlugTest(FunctionalTest):
             control.execute("endpoint-add", endpoint=PLUGGED)
             machine.qmp("device_add", driver="edu", id="plugged", bus="rp0")
             self.wait_until("the endpoint", lambda: PLUGGED in guest.group_types())
+            guest.find_devices()
             self.assertEqual(control.endpoint(PLUGGED)["state"], "attached")
             machine.unplug("plugged")
             machine.wait_event("DEVICE_DELETED")

@@ -73,7 +73,7 @@ class PageRequestEndTest(PagingTest):
         self.assertNotIn(FIRST, guest.group_types())
         guest.run("table-free one")
         guest.run("ioas-free one")
-        guest.run(f"write {PCI}/rescan 1")
+        guest.find_devices()
         self.assertIn(FIRST, guest.group_types())
         self.check_from_scratch(guest, control)
 
@@ -105,6 +105,7 @@ class PageRequestEndTest(PagingTest):
         guest.run("ioas-free one")
         machine.qmp("device_add", driver="edu", id="again", bus="rp0")
         self.wait_until("the endpoint", lambda: PLUGGED in guest.group_types())
+        guest.find_devices()
         self.check_from_scratch(guest, control, PLUGGED)
 
     def test_guest_reboots(self):

@@ -35,6 +35,7 @@ class HotPlugTest(PassthroughTest):
         """DMA of the device that came, through an address space of the guest."""
         guest = machine.guest
         self.wait_until("the device", lambda: any(HOT in line for line in guest.lines("devices")), TIMEOUT)
+        guest.find_devices()
         self.attach_vfio(guest, "hot", HOT, "space")
         guest.map("space", FROM, PAGE, "r", seed)
         guest.map("space", TO, PAGE, "w", 0)

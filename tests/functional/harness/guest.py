@@ -80,6 +80,10 @@ class Guest:
         regions = (line.split() for line in self.lines(f"reserved {function}"))
         return {(int(start, 16), int(last, 16), kind) for start, last, kind in regions}
 
+    def find_devices(self) -> None:
+        """Has the kernel look for devices. That waits until it is done with those that are coming."""
+        self.run("write /sys/bus/pci/rescan 1")
+
     def open_vfio(self, name: str, function: str) -> None:
         """Binds a function to vfio-pci and opens it."""
         self.load("vfio_iommu_type1", "allow_unsafe_interrupts=1")

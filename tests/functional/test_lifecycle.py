@@ -44,7 +44,7 @@ class LifecycleTest(FunctionalTest):
 
     def bind_driver(self, guest: Guest, device: str) -> None:
         guest.run(f"write {DRIVER}/bind {device}")
-        guest.run("write /sys/bus/pci/rescan 1")
+        guest.find_devices()
 
     def assert_nothing_left(self, control: Control) -> None:
         """No attachment, no domain: as after a reset."""

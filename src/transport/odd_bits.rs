@@ -331,11 +331,12 @@ mod tests {
         let odd = odd_properties(property.as_bytes());
         let (ignored, odd) = odd.split_at(odd.len() - size - MORE.len());
         assert!(ignored.starts_with(&UNKNOWN_PROPERTY));
-        assert_eq!(ignored.len(), 8 + size_of::<ResvMemProperty>() + MORE.len());
+        let reserved = size_of::<ResvMemProperty>() + MORE.len();
+        assert_eq!(ignored.len(), UNKNOWN_PROPERTY.len() + reserved);
         let (odd, more) = PasidProperty::read_from_prefix(odd).unwrap();
         assert_eq!(more, MORE);
         assert_eq!((odd.head.kind, odd.width), (property.head.kind, 20));
-        assert_eq!(odd.head.length, property.head.length + 4);
+        assert_eq!(odd.head.length, property.head.length + MORE.len() as u16);
         assert_eq!(odd.flags.get(), !PasidFlags::PRIVILEGED.bits());
         assert_eq!(odd.reserved, [0xff; 3]);
     }

@@ -55,7 +55,7 @@ const RESERVED_PROPERTY: ResvMemProperty = ResvMemProperty {
     last: U64::new(0x4000_ffff),
 };
 
-/// What a later version may append to every property (P53).
+/// What a later version may append to a property (P53).
 const MORE: [u8; 4] = [0xff; 4];
 
 /// An ATTACH of this PASID is not carried out, and goes back unwritten (R18).
@@ -172,28 +172,21 @@ fn is_unwritten(request: &[u8]) -> bool {
 
 /// A list of properties in its odd form.
 fn odd_properties(properties: &[u8]) -> Vec<u8> {
-    let mut odd = UNKNOWN_PROPERTY.to_vec();
-    push_longer(&mut odd, RESERVED_PROPERTY.as_bytes());
+    let mut odd = [&UNKNOWN_PROPERTY, RESERVED_PROPERTY.as_bytes()].concat();
     let mut rest = properties;
     while let Ok((head, _)) = PropertyHead::read_from_prefix(rest) {
         let size = size_of::<PropertyHead>() + usize::from(head.length.get());
         let (property, next) = rest.split_at(size);
         let mut property = property.to_vec();
         make_odd(head.kind.get(), &mut property);
-        push_longer(&mut odd, &property);
+        if let Ok((head, _)) = PropertyHead::mut_from_prefix(&mut property) {
+            head.length += MORE.len() as u16;
+        }
+        odd.extend(property);
+        odd.extend(MORE);
         rest = next;
     }
     odd
-}
-
-/// Adds a property with [`MORE`] at its end.
-fn push_longer(list: &mut Vec<u8>, property: &[u8]) {
-    let start = list.len();
-    list.extend_from_slice(property);
-    list.extend_from_slice(&MORE);
-    if let Some(Ok((head, _))) = list.get_mut(start..).map(PropertyHead::mut_from_prefix) {
-        head.length += MORE.len() as u16;
-    }
 }
 
 fn make_odd(kind: u16, property: &mut [u8]) {
@@ -331,8 +324,7 @@ mod tests {
         let odd = odd_properties(property.as_bytes());
         let (ignored, odd) = odd.split_at(odd.len() - size - MORE.len());
         assert!(ignored.starts_with(&UNKNOWN_PROPERTY));
-        let reserved = size_of::<ResvMemProperty>() + MORE.len();
-        assert_eq!(ignored.len(), UNKNOWN_PROPERTY.len() + reserved);
+        assert!(ignored.ends_with(RESERVED_PROPERTY.as_bytes()));
         let (odd, more) = PasidProperty::read_from_prefix(odd).unwrap();
         assert_eq!(more, MORE);
         assert_eq!((odd.head.kind, odd.width), (property.head.kind, 20));

@@ -152,6 +152,10 @@ class PciEndpointTest(DebugKernel, test_pci_endpoint.PciEndpointTest):
     kernel = staticmethod(lab.debug_kernel)
 
 
+class PatchedDriverPciEndpointTest(DebugKernel, test_pci_endpoint.PatchedDriverTest):
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+
 class OddBitsTest(DebugKernel, test_odd_bits.PatchedDriverTest):
     kernel = staticmethod(lab.debug_patched_kernel)
 

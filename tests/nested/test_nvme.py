@@ -61,8 +61,7 @@ class NvmeTest(DmaTest):
         self.assert_clean(control)
 
         # Another boot: the firmware's turn again, then the drivers'.
-        guest.run("reboot")
-        machine.wait_ready()
+        guest.reboot()
         self.assertEqual(control.endpoint(GUEST)["state"], "front-end")
         self.assert_bypass(machine, edu)
         self.assert_no_other_faults()

@@ -2,6 +2,7 @@
 /* PCI functions, their drivers, and their IOMMU groups. */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -141,11 +142,32 @@ static void unbind(struct words words)
 	ok("%s", "");
 }
 
+/* A word of config space, whoever the driver is. */
+static void config(struct words words)
+{
+	const char *path = device_path(words.word[0], "config");
+	bool writes = words.count > 2;
+	uint64_t offset, value = 0;
+
+	if (!number(words.word[1], &offset) || (writes && !number(words.word[2], &value)))
+		return;
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return fail_errno("%s", path);
+	uint32_t word = value;
+	ssize_t done = writes ? pwrite(fd, &word, sizeof word, offset) : pread(fd, &word, sizeof word, offset);
+	close(fd);
+	if (done != sizeof word)
+		return fail_errno("%s at %#llx", path, (unsigned long long)offset);
+	ok("%#x", word);
+}
+
 const struct command pci_commands[] = {
 	{ "devices", 0, 0, devices },
 	{ "groups", 0, 0, groups },
 	{ "reserved", 1, 1, reserved },
 	{ "bind", 2, 2, bind },
 	{ "unbind", 1, 1, unbind },
+	{ "config", 2, 3, config },
 	{ NULL, 0, 0, NULL },
 };

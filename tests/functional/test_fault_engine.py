@@ -29,6 +29,10 @@ from harness.engine import (
 )
 from harness.guest import GuestError, pattern
 
+# In config space: test registers, memory, fault engine. And addresses that no function of the machine has.
+BARS = (0x10, 0x14, 0x18)
+NOWHERE_ELSE = 0xD000_0000
+
 DRIVER = "/sys/bus/virtio/drivers/virtio_iommu"
 
 
@@ -334,6 +338,30 @@ class MisuseTest(EngineTest):
                 self.assertEqual(guest.peek("one", TARGET + PAGE, 64), b"\xcd" * 64)
                 guest.run("engines one")
                 guest.run("engine-reset one 0")
+        self.assertEqual(self.run_one(guest, "nop")["status"], "done")
+        self.assert_none_outstanding(guest, control)
+
+    def test_bars_move_during_dma(self):
+        guest, control = self.start_attached()
+        limit, completed = engine_register(0, 0x1C), engine_register(0, COMPLETED)
+        self.store(guest, CHAIN, "copy", address=TARGET, other=TARGET + PAGE, length=64, next=CHAIN)
+        guest.run(f"register one {limit:#x} 0")
+        guest.run(f"start one 0 {CHAIN:#x}")
+        ident = self.register(guest, 0)
+        places = {bar: guest.run(f"config {FUNCTION} {bar:#x}") for bar in BARS}
+        for turn in range(20):
+            for number, bar in enumerate(BARS):
+                guest.run(f"config {FUNCTION} {bar:#x} {NOWHERE_ELSE + (number << 20):#x}")
+            # The driver does not find the registers, and the engine goes on.
+            self.assertNotEqual(self.register(guest, 0), ident)
+            data = bytes([turn + 1]) * 64
+            guest.run(f"poke one {TARGET:#x} {data.hex()}")
+            self.wait_until("a copy", lambda data=data: guest.peek("one", TARGET + PAGE, 64) == data)
+            for bar, place in places.items():
+                guest.run(f"config {FUNCTION} {bar:#x} {place}")
+            self.assertEqual(self.register(guest, 0), ident)
+        self.assertGreater(self.register(guest, completed), 20)
+        guest.run("engine-reset one 0")
         self.assertEqual(self.run_one(guest, "nop")["status"], "done")
         self.assert_none_outstanding(guest, control)
 

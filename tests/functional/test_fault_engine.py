@@ -14,6 +14,7 @@ from harness.engine import (
     HITS,
     INVALIDATED,
     IOVA,
+    LIMIT,
     LIST,
     OUTSTANDING,
     OUTSTANDING_PEAK,
@@ -27,7 +28,7 @@ from harness.engine import (
     EngineTest,
     engine_register,
 )
-from harness.guest import GuestError, pattern
+from harness.guest import Guest, GuestError, pattern
 
 # In config space: test registers, memory, fault engine. And addresses that no function of the machine has.
 BARS = (0x10, 0x14, 0x18)
@@ -293,6 +294,15 @@ class PageRequestTest(EngineTest):
 class MisuseTest(EngineTest):
     kernel = staticmethod(lab.patched_kernel)
 
+    def store_loop(self, guest: Guest) -> None:
+        """A copy whose next descriptor is itself."""
+        self.store(guest, CHAIN, "copy", address=TARGET, other=TARGET + PAGE, length=64, next=CHAIN)
+
+    def start_endless(self, guest: Guest) -> None:
+        """Starts the first engine on the chain without a limit to its descriptors."""
+        guest.run(f"register one {engine_register(0, LIMIT):#x} 0")
+        guest.run(f"start one 0 {CHAIN:#x}")
+
     def test_descriptors_that_are_not_mapped_are_faults_unless_they_may_be_asked_for(self):
         guest, control = self.start_attached()
         guest.mark_log()
@@ -308,13 +318,12 @@ class MisuseTest(EngineTest):
 
     def test_a_chain_in_a_loop_ends_at_its_limit_or_by_a_reset(self):
         guest, control = self.start_attached()
-        self.store(guest, CHAIN, "copy", address=TARGET, other=TARGET + PAGE, length=64, next=CHAIN)
+        self.store_loop(guest)
         guest.run(f"start one 0 {CHAIN:#x}")
         self.assertEqual(self.outcome(guest), "limit")
-        limit, completed = engine_register(0, 0x1C), engine_register(0, COMPLETED)
+        completed = engine_register(0, COMPLETED)
         self.assertEqual(self.register(guest, completed), 0x10000)
-        guest.run(f"register one {limit:#x} 0")
-        guest.run(f"start one 0 {CHAIN:#x}")
+        self.start_endless(guest)
         self.wait_until("it goes round", lambda: self.register(guest, completed) > 0x30000)
         guest.run("engine-reset one 0")
         self.assertEqual(self.register(guest, completed), 0)
@@ -326,12 +335,11 @@ class MisuseTest(EngineTest):
 
     def test_a_reset_of_the_function_ends_dma_and_so_does_bus_mastering(self):
         guest, control = self.start_attached()
-        limit, completed = engine_register(0, 0x1C), engine_register(0, COMPLETED)
-        self.store(guest, CHAIN, "copy", address=TARGET, other=TARGET + PAGE, length=64, next=CHAIN)
+        completed = engine_register(0, COMPLETED)
+        self.store_loop(guest)
         for end in ("bus-master one off", "reset one"):
             with self.subTest(end=end):
-                guest.run(f"register one {limit:#x} 0")
-                guest.run(f"start one 0 {CHAIN:#x}")
+                self.start_endless(guest)
                 self.wait_until("it runs", lambda: self.register(guest, completed) > 1000)
                 guest.run(end)
                 guest.run(f"poke one {TARGET + PAGE:#x} {'cd' * 64}")
@@ -343,10 +351,9 @@ class MisuseTest(EngineTest):
 
     def test_bars_move_during_dma(self):
         guest, control = self.start_attached()
-        limit, completed = engine_register(0, 0x1C), engine_register(0, COMPLETED)
-        self.store(guest, CHAIN, "copy", address=TARGET, other=TARGET + PAGE, length=64, next=CHAIN)
-        guest.run(f"register one {limit:#x} 0")
-        guest.run(f"start one 0 {CHAIN:#x}")
+        completed = engine_register(0, COMPLETED)
+        self.store_loop(guest)
+        self.start_endless(guest)
         ident = self.register(guest, 0)
         places = {bar: guest.run(f"config {FUNCTION} {bar:#x}") for bar in BARS}
         for turn in range(20):

@@ -52,23 +52,27 @@ def lock(name: str) -> Iterator[None]:
         yield
 
 
+def complete(name: str) -> bool:
+    """Whether the entry `name` is there."""
+    return (directory() / name / ".complete").exists()
+
+
 def entry(name: str, make: Callable[[pathlib.Path], None], resume: bool = False) -> pathlib.Path:
     """The directory of the entry `name`, filled by `make` if it is not complete.
 
     An incomplete one (power went, network went) is made anew, unless `resume` says that `make` goes on with it.
     """
     path = directory() / name
-    done = path / ".complete"
-    if done.exists():
+    if complete(name):
         return path
     with lock(name):
-        if done.exists():
+        if complete(name):
             return path
         if path.exists() and not resume:
             shutil.rmtree(path)
         path.mkdir(exist_ok=True)
         started = time.monotonic()
         make(path)
-        done.touch()
+        (path / ".complete").touch()
         say(f"{name}: ready after {time.monotonic() - started:.0f} s")
     return path

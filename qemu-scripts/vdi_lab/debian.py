@@ -5,6 +5,7 @@ Nothing is installed: no maintainer script runs, no chroot and no root are neede
 the machine's own apt configuration.
 """
 
+import contextlib
 import os
 import pathlib
 import shlex
@@ -170,6 +171,18 @@ def meta(package: str, suite: str, prefix: str) -> str:
         apt = Apt(cache.directory() / "apt" / "archives")
         apt.update()
         return apt.dependency(package, suite, prefix)
+
+
+def first(packages: list[str], suite: str) -> str:
+    """The first of these packages that a suite has."""
+    with cache.lock("apt"):
+        apt = Apt(cache.directory() / "apt" / "archives")
+        apt.update()
+        for package in packages:
+            with contextlib.suppress(Missing):
+                apt.version(package, suite)
+                return package
+    raise Missing(f"Debian archive: {suite} has none of {', '.join(packages)}")
 
 
 def need_tools(tools: dict[str, str]) -> None:

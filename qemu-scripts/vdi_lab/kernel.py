@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from . import cache, cross, debian
 from .cache import Missing, say
 
-SOURCE = "linux-source-7.2"
+# The versions of Linux that the series and the tests are for, newest first.
+SUPPORTED = ("7.3", "7.2")
 GUEST = pathlib.Path(__file__).resolve().parents[2] / "guest"
 FRAGMENT = GUEST / "kernel" / "lab.config"
 DEBUG_FRAGMENT = GUEST / "kernel" / "debug.config"
@@ -70,6 +71,41 @@ ARM = Target(
 )
 
 
+@functools.cache
+def version() -> str:
+    """The version of Linux that the lab's kernels are built from: the one in VDI_LINUX, or the newest supported one that
+    Debian's archive has. Where the archive cannot be asked, the newest one that is unpacked already."""
+    if chosen := os.environ.get("VDI_LINUX"):
+        if chosen not in SUPPORTED:
+            raise Missing(f"VDI_LINUX={chosen}: the lab builds Linux {' or '.join(SUPPORTED)}")
+        return chosen
+    try:
+        found = debian.first([source_package(one) for one in SUPPORTED], debian.BACKPORTS)
+        return SUPPORTED[[source_package(one) for one in SUPPORTED].index(found)]
+    except Missing:
+        for one in SUPPORTED:
+            if cache.complete(_source_entry(one)):
+                say(f"Linux {one}: taken from the cache, as the archive cannot be asked")
+                return one
+        raise
+
+
+def source_package(version: str) -> str:
+    """Debian's package with the source of a version of Linux."""
+    return f"linux-source-{version}"
+
+
+def _source_entry(version: str) -> str:
+    return f"source-{cache.key(source_package(version), debian.BACKPORTS)}"
+
+
+def fragment(file: pathlib.Path) -> str:
+    """The options in `file`, and those in one beside it that are for this version of Linux alone: lab.config and
+    lab-7.2.config."""
+    own = file.with_name(f"{file.stem}-{version()}{file.suffix}")
+    return file.read_text() + (own.read_text() if own.exists() else "")
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel to boot: its image, and a directory with its modules."""
@@ -80,17 +116,18 @@ class Kernel:
 
 def ensure_source() -> pathlib.Path:
     """The unpacked source of the lab kernel."""
+    package = source_package(version())
 
     def make(path: pathlib.Path) -> None:
         debian.need_tools({"xz": "xz-utils"})
-        debian.fetch(path, [SOURCE], debian.BACKPORTS, SOURCE)
-        say(f"{SOURCE}: unpacking the source")
-        archive = path / "root" / "usr" / "src" / f"{SOURCE}.tar.xz"
-        debian.run(["tar", "-C", str(path), "-xf", str(archive)], SOURCE)
-        (path / SOURCE).rename(path / "linux")
+        debian.fetch(path, [package], debian.BACKPORTS, package)
+        say(f"{package}: unpacking the source")
+        archive = path / "root" / "usr" / "src" / f"{package}.tar.xz"
+        debian.run(["tar", "-C", str(path), "-xf", str(archive)], package)
+        (path / package).rename(path / "linux")
         shutil.rmtree(path / "root")
 
-    return cache.entry(f"source-{cache.key(SOURCE, debian.BACKPORTS)}", make) / "linux"
+    return cache.entry(_source_entry(version()), make) / "linux"
 
 
 def _settings(text: str) -> dict[str, str]:
@@ -157,7 +194,7 @@ def _build(name: str, fragments: str, target: Target = PC) -> Kernel:
         shutil.copy(build / target.directory / target.image, path / target.image)
 
     try:
-        path = cache.entry(f"kernel-{cache.key(SOURCE, fragments, *STAMP, *target.variables)}", make, resume=True)
+        path = cache.entry(f"kernel-{cache.key(source_package(version()), fragments, *STAMP, *target.variables)}", make, resume=True)
     except Missing as missing:
         raise Missing(f"{name}: {missing}".replace(f"{name}: {name}", name)) from missing
     return Kernel(path / target.image, path / "modules")
@@ -175,13 +212,13 @@ def ensure_kernel() -> Kernel:
     """The lab kernel: the one in VDI_KERNEL and VDI_MODULES, or one built from source once."""
     if given := _given(PC.environment):
         return given
-    return _build("lab kernel", FRAGMENT.read_text())
+    return _build("lab kernel", fragment(FRAGMENT))
 
 
 @functools.cache
 def ensure_debug_kernel() -> Kernel:
     """The lab kernel with its own checks: lockdep, KASAN and others. Slow."""
-    return _build("debug kernel", FRAGMENT.read_text() + DEBUG_FRAGMENT.read_text())
+    return _build("debug kernel", fragment(FRAGMENT) + fragment(DEBUG_FRAGMENT))
 
 
 @functools.cache
@@ -189,7 +226,7 @@ def ensure_arm_kernel() -> Kernel:
     """The stock kernel for Arm: the one in VDI_ARM_KERNEL and VDI_ARM_MODULES, or one compiled across, once."""
     if given := _given(ARM.environment):
         return given
-    return _build("kernel for Arm", ARM_FRAGMENT.read_text(), ARM)
+    return _build("kernel for Arm", fragment(ARM_FRAGMENT), ARM)
 
 
 def tree() -> tuple[pathlib.Path, pathlib.Path]:

@@ -5,7 +5,7 @@ import functools
 import pathlib
 
 from . import cache, cross, debian
-from .kernel import SOURCE, ensure_source
+from .kernel import ensure_source, source_package, version
 
 PCI = "pci_endpoint"
 
@@ -21,5 +21,5 @@ def ensure_pci_selftest(compiler: str = "gcc") -> pathlib.Path:
         output = path / f"{PCI}_test"
         debian.run([compiler, "-O2", "-static", f"-I{tests}", "-o", str(output), str(source)], "PCI endpoint selftest")
 
-    entry = cache.entry(f"selftest-{cache.key(PCI, SOURCE, debian.BACKPORTS, compiler)}", make)
+    entry = cache.entry(f"selftest-{cache.key(PCI, source_package(version()), debian.BACKPORTS, compiler)}", make)
     return entry / f"{PCI}_test"

@@ -11,11 +11,12 @@ import statistics
 import sys
 import tempfile
 
-from harness import lab
-from harness.control import Control
-from harness.guest import Guest, GuestError
-from harness.machine import Machine, MachineConfig
 from passthrough import EDU, PassthroughMachine, bind, functions
+
+from lab_kit.vm import lab
+from lab_kit.vm.control import Control
+from lab_kit.vm.guest import Guest, GuestError
+from lab_kit.vm.machine import Machine, MachineConfig
 
 GUEST = "00:05.0"
 PROCESSORS = 2
@@ -112,7 +113,7 @@ def main() -> None:
     runs = {measure: [] for measure in (ours, theirs)}
     for turn in range(ROUNDS):
         for measure, collected in runs.items():
-            with tempfile.TemporaryDirectory(prefix="vdi-bench-") as name:
+            with tempfile.TemporaryDirectory(prefix="bench-") as name:
                 say(f"turn {turn + 1} of {ROUNDS}: {measure.__name__}")
                 collected.append(measure(function, pathlib.Path(name)))
     print("| pages | threads | map, ours | QEMU's own | ratio | unmap, ours | QEMU's own | ratio |")

@@ -11,7 +11,7 @@ use vhost_device_iommu::spec::{Gpa, MapFlags};
 use super::Figure;
 
 /// Names the variable that makes this program the one that is measured.
-pub const CHILD: &str = "VDI_BENCH_MEMORY";
+pub const CHILD: &str = "LAB_BENCH_MEMORY";
 
 const COUNT: u64 = 1 << 20;
 const PAGE: u64 = 4096;

@@ -2,10 +2,11 @@
 """A Linux guest with the driver of guest/linux/ that has no memory in the midst of a page request: the kernel with
 lockdep and KASAN fails allocations on demand."""
 
-from harness import lab
-from harness.guest import Guest, fields, pattern
-from harness.paging import FIRST, IOVA, PAGE, Call, PagingTest
 from test_debug_kernel import DebugKernel
+
+from bases.paging import FIRST, IOVA, PAGE, Call, PagingTest
+from lab_kit.vm import lab
+from lab_kit.vm.guest import Guest, fields, pattern
 
 FAILSLAB = "/sys/kernel/debug/failslab"
 

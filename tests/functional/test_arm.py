@@ -16,14 +16,15 @@ import test_page_requests
 import test_pasids
 import test_pci_endpoint
 import test_probe
-from harness import lab
-from harness.arm import MSI_WINDOW, ArmMachine, overlay
-from harness.backend import Backend
-from harness.guest import GuestError
-from harness.machine import ENDPOINTS
-from harness.requests import HEAD, MAP, MAP_FIELDS, MMIO, logged
-from harness.testcase import FunctionalTest
 from test_pci_endpoint import FIRST, VECTORS
+
+from bases.testcase import FunctionalTest
+from lab_kit.vm import lab
+from lab_kit.vm.arm import MSI_WINDOW, ArmMachine, overlay
+from lab_kit.vm.backend import Backend
+from lab_kit.vm.guest import GuestError
+from lab_kit.vm.machine import ENDPOINTS
+from lab_kit.vm.requests import HEAD, MAP, MAP_FIELDS, MMIO, logged
 
 # Where memory begins; below are registers.
 MEMORY = 0x4000_0000

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Bypass: identity for endpoints that no domain holds, and for those in a bypass domain."""
 
-from harness.control import endpoint_id
-from harness.machine import ENDPOINTS
-from harness.testcase import UNKNOWN_TO_GUEST, FunctionalTest
+from bases.testcase import UNKNOWN_TO_GUEST, FunctionalTest
+from lab_kit.vm.control import endpoint_id
+from lab_kit.vm.machine import ENDPOINTS
 
 # The kernel's text: known to QEMU too, and it does not change (the guests run with nokaslr).
 TEXT = 0x100_0000

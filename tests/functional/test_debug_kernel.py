@@ -21,9 +21,10 @@ import test_pci_endpoint
 import test_probe
 import test_qmp
 import test_suspend
-from harness import lab
-from harness.machine import Machine
-from harness.testcase import FunctionalTest
+
+from bases.testcase import FunctionalTest
+from lab_kit.vm import lab
+from lab_kit.vm.machine import Machine
 
 CRASH = "/sys/kernel/debug/provoke-crash/DIRECT"
 

@@ -13,8 +13,8 @@ import time
 import xml.etree.ElementTree
 from collections.abc import Iterator
 
-from harness import lab
-from harness.testcase import FunctionalTest
+from bases.testcase import FunctionalTest
+from lab_kit.vm import lab
 
 DEMO = pathlib.Path(__file__).resolve().parents[2] / "qemu-scripts" / "demo"
 SECONDS = 180

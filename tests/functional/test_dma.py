@@ -4,11 +4,11 @@ Debian's packaged kernel (VFIO containers)."""
 
 from typing import TYPE_CHECKING
 
-from harness import lab
-from harness.control import endpoint_id
-from harness.guest import pattern
-from harness.machine import ENDPOINTS
-from harness.testcase import FunctionalTest
+from bases.testcase import FunctionalTest
+from lab_kit.vm import lab
+from lab_kit.vm.control import endpoint_id
+from lab_kit.vm.guest import pattern
+from lab_kit.vm.machine import ENDPOINTS
 
 FIRST, SECOND = ENDPOINTS
 IOVA = 0x100_0000

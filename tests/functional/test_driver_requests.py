@@ -5,11 +5,12 @@ import itertools
 import struct
 from typing import TYPE_CHECKING
 
-from harness import lab
-from harness.control import Control, endpoint_id
-from harness.guest import Guest
-from harness.machine import ENDPOINTS
-from harness.requests import (
+from bases.testcase import FunctionalTest
+from lab_kit.vm import lab
+from lab_kit.vm.control import Control, endpoint_id
+from lab_kit.vm.guest import Guest
+from lab_kit.vm.machine import ENDPOINTS
+from lab_kit.vm.requests import (
     ATTACH,
     BYPASS,
     DETACH,
@@ -23,7 +24,6 @@ from harness.requests import (
     WRITE,
     logged,
 )
-from harness.testcase import FunctionalTest
 
 FIRST, SECOND = ENDPOINTS
 IOVA = 0x100_0000

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Page requests of real DMA in a Linux guest: the fault engine, with the stock driver and with that of guest/linux/."""
 
-from harness import lab
-from harness.engine import (
+from bases.engine import (
     ATS,
     BUS_MASTER,
     CACHED,
@@ -28,7 +27,8 @@ from harness.engine import (
     EngineTest,
     engine_register,
 )
-from harness.guest import Guest, GuestError, pattern
+from lab_kit.vm import lab
+from lab_kit.vm.guest import Guest, GuestError, pattern
 
 # In config space: test registers, memory, fault engine. And addresses that no function of the machine has.
 BARS = (0x10, 0x14, 0x18)

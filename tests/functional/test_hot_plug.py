@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Memory and endpoints that come and go while the guest runs."""
 
-from harness.guest import pattern
-from harness.machine import ENDPOINTS
-from harness.testcase import UNKNOWN_TO_GUEST, FunctionalTest
+from bases.testcase import UNKNOWN_TO_GUEST, FunctionalTest
+from lab_kit.vm.guest import pattern
+from lab_kit.vm.machine import ENDPOINTS
 
 # QEMU puts the first module above 4 GiB where the guest has no memory there.
 FIRST = 1 << 32

@@ -7,12 +7,12 @@ Not tested: the back-end's death under a running driver, because QEMU aborts the
 import os
 import re
 
-from harness import lab
-from harness.control import Control
-from harness.disk import MIB, PARTS, Disk
-from harness.guest import TIMEOUT, Guest, pattern
-from harness.machine import ENDPOINTS
-from harness.testcase import FunctionalTest
+from bases.testcase import FunctionalTest
+from lab_kit.vm import lab
+from lab_kit.vm.control import Control
+from lab_kit.vm.disk import MIB, PARTS, Disk
+from lab_kit.vm.guest import TIMEOUT, Guest, pattern
+from lab_kit.vm.machine import ENDPOINTS
 
 FIRST = ENDPOINTS[0]
 IOVA = 0x100_0000

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Many mappings: the kernel's dma_map_benchmark on an endpoint."""
 
-from harness.machine import ENDPOINTS
-from harness.testcase import FunctionalTest
+from bases.testcase import FunctionalTest
+from lab_kit.vm.machine import ENDPOINTS
 
 FIRST = ENDPOINTS[0]
 MAPPINGS = 100_000

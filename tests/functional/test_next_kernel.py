@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """A kernel that follows another one without a reset of the machine."""
 
-from harness.guest import pattern
-from harness.machine import CRASH_KERNEL, ENDPOINTS
-from harness.testcase import FunctionalTest
+from bases.testcase import FunctionalTest
+from lab_kit.vm.guest import pattern
+from lab_kit.vm.machine import CRASH_KERNEL, ENDPOINTS
 
 FIRST = ENDPOINTS[0]
 IOVA = 0x100_0000

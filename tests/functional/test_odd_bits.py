@@ -4,14 +4,14 @@
 import re
 from typing import TYPE_CHECKING
 
-from harness import lab
-from harness.control import endpoint_id
-from harness.engine import FUNCTION, EngineTest
-from harness.engine import IOVA as ENGINE_IOVA
-from harness.guest import Guest, GuestError, pattern
-from harness.machine import ENDPOINTS
-from harness.paging import FIRST, IOVA, PAGE, Call, PagingTest
-from harness.testcase import UNKNOWN_TO_GUEST, FunctionalTest
+from bases.engine import FUNCTION, EngineTest
+from bases.engine import IOVA as ENGINE_IOVA
+from bases.paging import FIRST, IOVA, PAGE, Call, PagingTest
+from bases.testcase import UNKNOWN_TO_GUEST, FunctionalTest
+from lab_kit.vm import lab
+from lab_kit.vm.control import endpoint_id
+from lab_kit.vm.guest import Guest, GuestError, pattern
+from lab_kit.vm.machine import ENDPOINTS
 
 # src/transport/odd_bits.rs: the address of a fault says what is wrong with its report.
 RESERVED, NO_ADDRESS, NO_REASON = 0x1000, 0x2000, 0x4000

@@ -3,11 +3,11 @@
 
 from itertools import combinations
 
-from harness import lab
-from harness.control import endpoint_id
-from harness.guest import Guest, GuestError, pattern
-from harness.paging import FIRST, IOVA, PAGE, SECOND, Call, PagingTest
-from harness.testcase import FunctionalTest
+from bases.paging import FIRST, IOVA, PAGE, SECOND, Call, PagingTest
+from bases.testcase import FunctionalTest
+from lab_kit.vm import lab
+from lab_kit.vm.control import endpoint_id
+from lab_kit.vm.guest import Guest, GuestError, pattern
 
 # 32 functions: 25 on bus 0, each of the others alone behind a root port of slot 2.
 PORTS = range(7)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """What happens to groups that wait for their answer when a process, a driver, a device or the guest goes away."""
 
-from harness.control import Control
-from harness.guest import Guest, pattern
-from harness.machine import Machine
-from harness.paging import FIRST, IOVA, PAGE, Call, PagingTest
+from bases.paging import FIRST, IOVA, PAGE, Call, PagingTest
+from lab_kit.vm.control import Control
+from lab_kit.vm.guest import Guest, pattern
+from lab_kit.vm.machine import Machine
 
 PLUGGED = "01:00.0"
 PCI = "/sys/bus/pci"

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Page requests in a Linux guest with the driver of guest/linux/: VFIO and iommufd with a fault queue in it."""
 
-from harness import lab
-from harness.guest import GuestError, pattern
-from harness.paging import FIRST, IOVA, PAGE, SECOND, Call, PagingTest
-from harness.testcase import FunctionalTest
 from test_dma import DmaCases
+
+from bases.paging import FIRST, IOVA, PAGE, SECOND, Call, PagingTest
+from bases.testcase import FunctionalTest
+from lab_kit.vm import lab
+from lab_kit.vm.guest import GuestError, pattern
 
 # A second place for a mapping.
 OTHER = IOVA + 0x10_0000

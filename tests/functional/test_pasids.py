@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """PASIDs in a Linux guest with the driver of guest/linux/: those of a software function, attached through VFIO."""
 
-from harness import lab
-from harness.engine import (
+from bases.engine import (
     FUNCTION,
     IOVA,
     MARKERS,
     OUTSTANDING,
     PAGE,
-    PASID,
     TARGET,
     EngineTest,
     engine_register,
     fields,
 )
-from harness.guest import GuestError, pattern
+from lab_kit.vm import lab
+from lab_kit.vm.guest import GuestError, pattern
 
 
 class PasidTest(EngineTest):

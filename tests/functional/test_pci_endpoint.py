@@ -6,11 +6,11 @@ All their DMA goes through the back-end's IOMMU. Debian's packaged kernel has no
 
 import re
 
-from harness import lab
-from harness.backend import Backend
-from harness.guest import Guest, GuestError
-from harness.machine import ENDPOINTS, Machine
-from harness.testcase import FunctionalTest
+from bases.testcase import FunctionalTest
+from lab_kit.vm import lab
+from lab_kit.vm.backend import Backend
+from lab_kit.vm.guest import Guest, GuestError
+from lab_kit.vm.machine import ENDPOINTS, Machine
 
 FUNCTIONS = ("00:07.0", "00:08.0", "00:09.0", "00:0a.0")
 FIRST = FUNCTIONS[0]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """The stock driver finds the device, and what it learns from it."""
 
-from harness.control import endpoint_id
-from harness.machine import ENDPOINTS
-from harness.testcase import UNKNOWN_TO_GUEST, FunctionalTest
+from bases.testcase import UNKNOWN_TO_GUEST, FunctionalTest
+from lab_kit.vm.control import endpoint_id
+from lab_kit.vm.machine import ENDPOINTS
 
 # Where the driver puts its MSI window when the device names none.
 DRIVERS_MSI_WINDOW = (0x800_0000, 0x80F_FFFF, "msi")

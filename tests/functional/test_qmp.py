@@ -7,10 +7,10 @@ import select
 import socket
 import threading
 
-from harness.backend import Backend
-from harness.guest import pattern
-from harness.machine import ENDPOINTS, Machine
-from harness.testcase import FunctionalTest
+from bases.testcase import FunctionalTest
+from lab_kit.vm.backend import Backend
+from lab_kit.vm.guest import pattern
+from lab_kit.vm.machine import ENDPOINTS, Machine
 
 FIRST = ENDPOINTS[0]
 IOVA = 0x100_0000

@@ -2,8 +2,8 @@
 """The guest is suspended and resumed with the driver of guest/linux/. The kernel's test mode goes as far as the devices
 and back by itself: suspending them is what the driver has a part in."""
 
-from harness.guest import Guest, pattern
-from harness.paging import FIRST, IOVA, PAGE, SECOND, Call, PagingTest
+from bases.paging import FIRST, IOVA, PAGE, SECOND, Call, PagingTest
+from lab_kit.vm.guest import Guest, pattern
 
 
 class SuspendTest(PagingTest):

@@ -4,10 +4,11 @@
 from collections.abc import Callable
 
 from edu import BareEdu
-from harness.guest import TIMEOUT, Guest, pattern
 from kernel_log import Fault, KernelLog
 from memory import GuestMemory
 from passthrough import PassthroughMachine, PassthroughTest
+
+from lab_kit.vm.guest import TIMEOUT, Guest, pattern
 
 PAGE = 0x1000
 

@@ -8,8 +8,9 @@ import pathlib
 import struct
 import time
 
-from harness.guest import TIMEOUT, Guest
 from passthrough import SYSFS
+
+from lab_kit.vm.guest import TIMEOUT, Guest
 
 # Of the buffer.
 LENGTH = 0x1000

@@ -12,11 +12,11 @@ import struct
 from collections.abc import Iterable
 from typing import Any
 
-from harness import lab
-from harness.control import Control
-from harness.guest import TIMEOUT
-from harness.machine import COMMAND_LINE, Machine, MachineConfig
-from harness.testcase import FunctionalTest
+from bases.testcase import FunctionalTest
+from lab_kit.vm import lab
+from lab_kit.vm.control import Control
+from lab_kit.vm.guest import TIMEOUT
+from lab_kit.vm.machine import COMMAND_LINE, Machine, MachineConfig
 
 RUN_VM = pathlib.Path(__file__).resolve().parents[2] / "qemu-scripts" / "run-vm"
 SYSFS = pathlib.Path("/sys/bus/pci/devices")

@@ -5,9 +5,10 @@ import signal
 
 from dma import PAGE, DmaTest, memory
 from edu import BareEdu, Edu
-from harness.guest import pattern
 from memory import GuestMemory
 from passthrough import EDU, PassthroughMachine, bind, end_process, functions
+
+from lab_kit.vm.guest import pattern
 
 ONE, TWO = "00:05.0", "00:06.0"
 FROM, TO, READ_ONLY, NOWHERE, LAST = 0x200_0000, 0x300_0000, 0x400_0000, 0x500_0000, 0x600_0000

@@ -4,10 +4,11 @@
 import os
 
 from edu import Edu
-from harness.control import Control
-from harness.guest import TIMEOUT, pattern
 from kernel_log import KernelLog
 from passthrough import EDU, PassthroughMachine, PassthroughTest, bind, functions, vfio_device
+
+from lab_kit.vm.control import Control
+from lab_kit.vm.guest import TIMEOUT, pattern
 
 COLD = "00:05.0"
 # The lab kernel knows PCI Express' own way alone.

@@ -3,9 +3,10 @@
 
 from dma import PAGE, DmaTest, memory
 from edu import Edu
-from harness.disk import Disk
-from harness.guest import TIMEOUT, pattern
 from passthrough import EDU, NVME, functions
+
+from lab_kit.vm.disk import Disk
+from lab_kit.vm.guest import TIMEOUT, pattern
 
 EDU_GUEST, DISK_GUEST = "00:05.0", "00:06.0"
 FROM, TO, READ_ONLY = 0x200_0000, 0x300_0000, 0x400_0000

@@ -5,13 +5,14 @@ The endpoint is a device on the kernel's mock bus: nothing but the hardware is r
 function in its place.
 """
 
-from harness import lab
-from harness.control import Control
-from harness.guest import Guest, GuestError, pattern
-from harness.machine import ENDPOINTS
-from harness.testcase import FunctionalTest
 from memory import GuestMemory
 from mock import READ, WRITE, FaultQueue, Iommufd, MockDevice
+
+from bases.testcase import FunctionalTest
+from lab_kit.vm import lab
+from lab_kit.vm.control import Control
+from lab_kit.vm.guest import Guest, GuestError, pattern
+from lab_kit.vm.machine import ENDPOINTS
 
 FUNCTION = ENDPOINTS[0]
 PAGE = 0x1000

@@ -3,10 +3,11 @@
 
 from dma import PAGE, DmaTest, memory
 from edu import Edu
-from harness.disk import Disk
-from harness.guest import TIMEOUT, Guest, pattern
-from harness.machine import CRASH_KERNEL
 from passthrough import EDU, NVME, functions
+
+from lab_kit.vm.disk import Disk
+from lab_kit.vm.guest import TIMEOUT, Guest, pattern
+from lab_kit.vm.machine import CRASH_KERNEL
 
 EDU_GUEST, DISK_GUEST = "00:05.0", "00:06.0"
 FROM, TO = 0x200_0000, 0x300_0000

@@ -6,14 +6,15 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 from dma import DmaTest
-from harness.disk import Disk
-from harness.guest import TIMEOUT, Guest
 from passthrough import EDU, NVME, functions
+
+from lab_kit.vm.disk import Disk
+from lab_kit.vm.guest import TIMEOUT, Guest
 
 GUEST, EDU_GUEST = "00:05.0", "00:06.0"
 
 # How long the disk is written and read at a time.
-SECONDS = float(os.environ.get("VDI_DISK_SECONDS", "20"))
+SECONDS = float(os.environ.get("LAB_DISK_SECONDS", "20"))
 
 MSI = (0xFEE0_0000, 0xFEEF_FFFF, "msi")
 

@@ -4,11 +4,11 @@
 import pathlib
 import subprocess
 
-from harness import lab
-from harness.backend import Backend, write_viot
-from harness.machine import ENDPOINTS, IOMMU, MODULES, MachineConfig, qemu_command
-from harness.modules import Modules
-from vdi_lab import busybox, initramfs
+from lab_kit import busybox, initramfs
+from lab_kit.vm import lab
+from lab_kit.vm.backend import Backend, write_viot
+from lab_kit.vm.machine import ENDPOINTS, IOMMU, MODULES, MachineConfig, qemu_command
+from lab_kit.vm.modules import Modules
 
 from .common import Failed, patched_kernel, prepare, say
 

@@ -10,7 +10,7 @@ from .lines import LineSocket
 from .modules import Modules
 
 # Emulation on a busy machine is slow; nothing that works takes this long. Emulation in emulation is slower.
-PATIENCE = float(os.environ.get("VDI_PATIENCE", "1"))
+PATIENCE = float(os.environ.get("LAB_PATIENCE", "1"))
 TIMEOUT = 60.0 * PATIENCE
 BOOT_TIMEOUT = 180.0 * PATIENCE
 # Mappings that were removed wait in a flush queue for 10 ms.

@@ -4,9 +4,10 @@
 See docs/fault-engine.md and guest/README.md.
 """
 
-from .control import Control
-from .guest import Guest, fields
-from .machine import ENDPOINTS
+from lab_kit.vm.control import Control
+from lab_kit.vm.guest import Guest, fields
+from lab_kit.vm.machine import ENDPOINTS
+
 from .testcase import FunctionalTest
 
 FUNCTION = "00:07.0"

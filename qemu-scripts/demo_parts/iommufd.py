@@ -3,7 +3,7 @@
 
 import io
 
-from vdi_lab import boot, cargo, kernel
+from lab_kit import boot, cargo, kernel
 
 from .common import Failed, say
 

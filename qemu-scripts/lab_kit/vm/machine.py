@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import initramfs
 from . import lab
 from .guest import TIMEOUT, Guest
-from .lab import initramfs
 from .lines import Console, LineSocket
 from .modules import Modules
 

@@ -11,12 +11,12 @@ import unittest
 from collections.abc import Callable
 from typing import Any
 
-from . import lab
-from .backend import Backend, write_viot
-from .control import Control, ControlError
-from .guest import Guest
-from .lab import trouble
-from .machine import ENDPOINTS, IOMMU, Machine, MachineConfig
+from lab_kit import trouble
+from lab_kit.vm import lab
+from lab_kit.vm.backend import Backend, write_viot
+from lab_kit.vm.control import Control, ControlError
+from lab_kit.vm.guest import Guest
+from lab_kit.vm.machine import ENDPOINTS, IOMMU, Machine, MachineConfig
 
 # An endpoint of the back-end that the guest does not know: always unattached.
 UNKNOWN_TO_GUEST = "00:1e.0"
@@ -45,10 +45,10 @@ class FunctionalTest(unittest.TestCase):
 
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
         """Each test has a directory of its own; when the test fails, the logs in it are shown with the reason."""
-        keep = os.environ.get("VDI_KEEP")
+        keep = os.environ.get("LAB_KEEP")
         if keep:
             pathlib.Path(keep).mkdir(parents=True, exist_ok=True)
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="vdi-", dir=keep))
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="lab-test-", dir=keep))
         result = self.defaultTestResult() if result is None else result
         before = [(troubles, len(troubles)) for troubles in (result.failures, result.errors)]
         try:

@@ -7,11 +7,11 @@ import queue
 import threading
 import time
 
-from harness import lab
-from harness.backend import Backend
-from harness.control import Control, ControlError
-from harness.guest import Guest, pattern
-from harness.machine import ENDPOINTS, Machine
+from lab_kit.vm import lab
+from lab_kit.vm.backend import Backend
+from lab_kit.vm.control import Control, ControlError
+from lab_kit.vm.guest import Guest, pattern
+from lab_kit.vm.machine import ENDPOINTS, Machine
 
 from . import timeline
 from .common import Failed, patched_kernel, prepare, running, say

@@ -10,5 +10,6 @@
 | `boot` | the machine's own files as a guest of the lab kernel, to run one program |
 | `initramfs` | small guests: an init and modules |
 | `cargo` | what cargo builds |
+| `vm` | the back-end, QEMU and the program in the guest, as processes to talk to |
 | `suites`, `tally` | the test suites and their counts |
 """

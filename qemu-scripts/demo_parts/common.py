@@ -11,10 +11,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from harness import lab
-from harness.backend import Backend, write_viot
-from harness.machine import IOMMU, Machine, MachineConfig
-from vdi_lab import kernel, qemu, trouble
+from lab_kit import kernel, qemu, trouble
+from lab_kit.vm import lab
+from lab_kit.vm.backend import Backend, write_viot
+from lab_kit.vm.machine import IOMMU, Machine, MachineConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRESS_SECONDS = 15
@@ -72,15 +72,15 @@ class Job:
 
 def _programs() -> list[Job]:
     """Our programs, from source. Whatever was built before is not built again."""
-    os.environ.setdefault("VDI_BACKEND", str(ROOT / "target/release/vhost-device-iommu"))
-    os.environ.setdefault("VDI_INIT", str(ROOT / "guest/build/init"))
+    os.environ.setdefault("LAB_BACKEND", str(ROOT / "target/release/vhost-device-iommu"))
+    os.environ.setdefault("LAB_INIT", str(ROOT / "guest/build/init"))
     return [Job("cargo", "build", "--release", "--bins"), Job("make", "-C", "guest")]
 
 
 def prepare(get_kernel: Callable[[], None]) -> None:
     """QEMU and a kernel, and meanwhile our programs. Everything is kept for the next time."""
     jobs = _programs()
-    os.environ["VDI_QEMU"] = shlex.join(qemu.ensure_qemu())
+    os.environ["LAB_QEMU"] = shlex.join(qemu.ensure_qemu())
     get_kernel()
     say(qemu.version())
     for job in jobs:
@@ -89,12 +89,12 @@ def prepare(get_kernel: Callable[[], None]) -> None:
 
 def debian_kernel() -> None:
     found = kernel.ensure_debian_kernel()
-    os.environ["VDI_DEBIAN_KERNEL"], os.environ["VDI_DEBIAN_MODULES"] = str(found.image), str(found.modules)
+    os.environ["LAB_DEBIAN_KERNEL"], os.environ["LAB_DEBIAN_MODULES"] = str(found.image), str(found.modules)
 
 
 def patched_kernel() -> None:
     found = kernel.ensure_patched_kernel()
-    os.environ["VDI_PATCHED_KERNEL"], os.environ["VDI_PATCHED_MODULES"] = str(found.image), str(found.modules)
+    os.environ["LAB_PATCHED_KERNEL"], os.environ["LAB_PATCHED_MODULES"] = str(found.image), str(found.modules)
 
 
 @contextlib.contextmanager

@@ -5,10 +5,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from . import lab
-from .control import Control, ControlError
-from .guest import Guest, fields
-from .machine import ENDPOINTS, Machine
+from lab_kit.vm import lab
+from lab_kit.vm.control import Control, ControlError
+from lab_kit.vm.guest import Guest, fields
+from lab_kit.vm.machine import ENDPOINTS, Machine
+
 from .testcase import FunctionalTest
 
 FIRST, SECOND = ENDPOINTS

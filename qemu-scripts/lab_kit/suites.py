@@ -42,21 +42,21 @@ def lab_environment() -> dict[str, str]:
     """Where everything is, for tests that start QEMU."""
     lab_kernel, debian_kernel = kernel.ensure_kernel(), kernel.ensure_debian_kernel()
     return {
-        "VDI_QEMU": " ".join(qemu.ensure_qemu()),
-        "VDI_KERNEL": str(lab_kernel.image),
-        "VDI_MODULES": str(lab_kernel.modules),
-        "VDI_DEBIAN_KERNEL": str(debian_kernel.image),
-        "VDI_DEBIAN_MODULES": str(debian_kernel.modules),
-        "VDI_BACKEND": str(cargo.backend()),
-        "VDI_INIT": str(guest_init()),
-        "VDI_PCI_SELFTEST": str(selftest.ensure_pci_selftest()),
+        "LAB_QEMU": " ".join(qemu.ensure_qemu()),
+        "LAB_KERNEL": str(lab_kernel.image),
+        "LAB_MODULES": str(lab_kernel.modules),
+        "LAB_DEBIAN_KERNEL": str(debian_kernel.image),
+        "LAB_DEBIAN_MODULES": str(debian_kernel.modules),
+        "LAB_BACKEND": str(cargo.backend()),
+        "LAB_INIT": str(guest_init()),
+        "LAB_PCI_SELFTEST": str(selftest.ensure_pci_selftest()),
     }
 
 
 def patched_environment() -> dict[str, str]:
     """The same for the patched kernel."""
     patched = kernel.ensure_patched_kernel()
-    return {"VDI_PATCHED_KERNEL": str(patched.image), "VDI_PATCHED_MODULES": str(patched.modules)}
+    return {"LAB_PATCHED_KERNEL": str(patched.image), "LAB_PATCHED_MODULES": str(patched.modules)}
 
 
 def arm_environment() -> dict[str, str]:
@@ -65,13 +65,13 @@ def arm_environment() -> dict[str, str]:
     debian.need_tools({"dtc": "device-tree-compiler", "fdtoverlay": "device-tree-compiler"})
     stock, patched = kernel.ensure_arm_kernel(), kernel.ensure_arm_patched_kernel()
     return {
-        "VDI_ARM_QEMU": " ".join(qemu.ensure_arm_qemu()),
-        "VDI_ARM_KERNEL": str(stock.image),
-        "VDI_ARM_MODULES": str(stock.modules),
-        "VDI_ARM_PATCHED_KERNEL": str(patched.image),
-        "VDI_ARM_PATCHED_MODULES": str(patched.modules),
-        "VDI_ARM_INIT": str(arm_guest_init()),
-        "VDI_ARM_PCI_SELFTEST": str(selftest.ensure_pci_selftest(cross.COMPILER)),
+        "LAB_ARM_QEMU": " ".join(qemu.ensure_arm_qemu()),
+        "LAB_ARM_KERNEL": str(stock.image),
+        "LAB_ARM_MODULES": str(stock.modules),
+        "LAB_ARM_PATCHED_KERNEL": str(patched.image),
+        "LAB_ARM_PATCHED_MODULES": str(patched.modules),
+        "LAB_ARM_INIT": str(arm_guest_init()),
+        "LAB_ARM_PCI_SELFTEST": str(selftest.ensure_pci_selftest(cross.COMPILER)),
     }
 
 
@@ -180,15 +180,15 @@ def guest(tally: Tally) -> None:
     """Linux guests behind the back-end, with the software host: stock ones, with the patched driver, on a kernel that
     checks itself, and on Arm."""
     environment = {**os.environ, **lab_environment(), "PYTHONUNBUFFERED": "1"}
-    environment["VDI_ODD_BACKEND"] = str(cargo.odd_backend())
+    environment["LAB_ODD_BACKEND"] = str(cargo.odd_backend())
     try:
         environment |= patched_environment()
     except Missing as missing:
         tally.missing("guest: the patched kernel", missing)
     try:
         for name, found in (
-            ("VDI_DEBUG", kernel.ensure_debug_kernel()),
-            ("VDI_DEBUG_PATCHED", kernel.ensure_debug_patched_kernel()),
+            ("LAB_DEBUG", kernel.ensure_debug_kernel()),
+            ("LAB_DEBUG_PATCHED", kernel.ensure_debug_patched_kernel()),
         ):
             environment |= {f"{name}_KERNEL": str(found.image), f"{name}_MODULES": str(found.modules)}
         print("guest: test_debug_kernel runs on the kernel with lockdep and KASAN", flush=True)
@@ -209,16 +209,16 @@ def nested(tally: Tally) -> None:
     environment = {
         **lab_environment(),
         **patched_environment(),
-        "VDI_TEST_BACKEND": str(cargo.test_backend()),
-        "VDI_PATIENCE": "5",
-        "VDI_DISK_SECONDS": os.environ.get("VDI_DISK_SECONDS", "120"),
+        "LAB_TEST_BACKEND": str(cargo.test_backend()),
+        "LAB_PATIENCE": "5",
+        "LAB_DISK_SECONDS": os.environ.get("LAB_DISK_SECONDS", "120"),
         "PYTHONPATH": str(ROOT / "tests" / "functional"),
         "PYTHONUNBUFFERED": "1",
     }
     # The interpreter itself: a wrapper of it in PATH may need more than the lab kernel has.
     interpreter, tests = os.path.realpath(sys.executable), ROOT / "tests" / "nested"
     command = [interpreter, "-m", "unittest", "discover", "-v", "-s", str(tests)]
-    with tempfile.NamedTemporaryFile(prefix="vdi-lab-", suffix=".img", dir="/var/tmp") as disk:
+    with tempfile.NamedTemporaryFile(prefix="lab-", suffix=".img", dir="/var/tmp") as disk:
         disk.truncate(DISK_BYTES)
         devices = NESTED_DEVICES.format(disk=disk.name).split()
         machine = boot.Host(iommu=True, memory="4G", timeout=3600, environment=environment, extra=devices)

@@ -4,10 +4,10 @@ blocked, and the guest's kernel says so."""
 
 import pathlib
 
-from harness import lab
-from harness.backend import Backend
-from harness.control import ControlError, endpoint_id
-from harness.machine import Machine
+from lab_kit.vm import lab
+from lab_kit.vm.backend import Backend
+from lab_kit.vm.control import ControlError, endpoint_id
+from lab_kit.vm.machine import Machine
 
 from .common import Failed, debian_kernel, prepare, running, say
 

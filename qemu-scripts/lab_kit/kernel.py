@@ -60,12 +60,12 @@ class Target:
     tools: tuple[tuple[str, str], ...] = ()
 
 
-PC = Target("bzImage", "arch/x86/boot", 1430, "VDI")
+PC = Target("bzImage", "arch/x86/boot", 1430, "LAB")
 ARM = Target(
     "Image",
     "arch/arm64/boot",
     570,
-    "VDI_ARM",
+    "LAB_ARM",
     ("ARCH=arm64", f"CROSS_COMPILE={cross.PREFIX}"),
     tuple(cross.TOOLS.items()),
 )
@@ -73,11 +73,11 @@ ARM = Target(
 
 @functools.cache
 def version() -> str:
-    """The version of Linux that the lab's kernels are built from: the one in VDI_LINUX, or the newest supported one that
+    """The version of Linux that the lab's kernels are built from: the one in LAB_LINUX, or the newest supported one that
     Debian's archive has. Where the archive cannot be asked, the newest one that is unpacked already."""
-    if chosen := os.environ.get("VDI_LINUX"):
+    if chosen := os.environ.get("LAB_LINUX"):
         if chosen not in SUPPORTED:
-            raise Missing(f"VDI_LINUX={chosen}: the lab builds Linux {' or '.join(SUPPORTED)}")
+            raise Missing(f"LAB_LINUX={chosen}: the lab builds Linux {' or '.join(SUPPORTED)}")
         return chosen
     try:
         found = debian.first([source_package(one) for one in SUPPORTED], debian.BACKPORTS)
@@ -209,7 +209,7 @@ def _given(environment: str) -> Kernel | None:
 
 @functools.cache
 def ensure_kernel() -> Kernel:
-    """The lab kernel: the one in VDI_KERNEL and VDI_MODULES, or one built from source once."""
+    """The lab kernel: the one in LAB_KERNEL and LAB_MODULES, or one built from source once."""
     if given := _given(PC.environment):
         return given
     return _build("lab kernel", fragment(FRAGMENT))
@@ -223,7 +223,7 @@ def ensure_debug_kernel() -> Kernel:
 
 @functools.cache
 def ensure_arm_kernel() -> Kernel:
-    """The stock kernel for Arm: the one in VDI_ARM_KERNEL and VDI_ARM_MODULES, or one compiled across, once."""
+    """The stock kernel for Arm: the one in LAB_ARM_KERNEL and LAB_ARM_MODULES, or one compiled across, once."""
     if given := _given(ARM.environment):
         return given
     return _build("kernel for Arm", fragment(ARM_FRAGMENT), ARM)
@@ -236,12 +236,12 @@ def tree() -> tuple[pathlib.Path, pathlib.Path]:
 
 @functools.cache
 def ensure_patched_kernel() -> Kernel:
-    """The lab kernel with the series of guest/linux/, or the one in VDI_PATCHED_KERNEL and VDI_PATCHED_MODULES."""
-    if given := _given("VDI_PATCHED"):
+    """The lab kernel with the series of guest/linux/, or the one in LAB_PATCHED_KERNEL and LAB_PATCHED_MODULES."""
+    if given := _given("LAB_PATCHED"):
         return given
     build = tree()[1]
     if not build.is_dir():
-        raise Missing(f"patched kernel: {build} does not exist: set VDI_PATCHED_KERNEL too, or unset VDI_KERNEL")
+        raise Missing(f"patched kernel: {build} does not exist: set LAB_PATCHED_KERNEL too, or unset LAB_KERNEL")
     return _patched("patched kernel", build)
 
 
@@ -253,8 +253,8 @@ def ensure_debug_patched_kernel() -> Kernel:
 
 @functools.cache
 def ensure_arm_patched_kernel() -> Kernel:
-    """The kernel for Arm with the series, or the one in VDI_ARM_PATCHED_KERNEL and VDI_ARM_PATCHED_MODULES."""
-    if given := _given("VDI_ARM_PATCHED"):
+    """The kernel for Arm with the series, or the one in LAB_ARM_PATCHED_KERNEL and LAB_ARM_PATCHED_MODULES."""
+    if given := _given("LAB_ARM_PATCHED"):
         return given
     return _patched("patched kernel for Arm", ensure_arm_kernel().image.parent / "build", ARM)
 
@@ -273,8 +273,8 @@ def _patched(name: str, build: pathlib.Path, target: Target = PC) -> Kernel:
 
 @functools.cache
 def ensure_debian_kernel() -> Kernel:
-    """Debian's packaged kernel: the one in VDI_DEBIAN_KERNEL and VDI_DEBIAN_MODULES, or the fetched one."""
-    if given := _given("VDI_DEBIAN"):
+    """Debian's packaged kernel: the one in LAB_DEBIAN_KERNEL and LAB_DEBIAN_MODULES, or the fetched one."""
+    if given := _given("LAB_DEBIAN"):
         return given
 
     def make(path: pathlib.Path) -> None:

@@ -4,7 +4,7 @@
 import statistics
 from dataclasses import dataclass
 
-from vdi_lab import svg
+from lab_kit import svg
 
 WIDTH, HEIGHT = 960, 530
 LEFT, RIGHT = 110, 890

@@ -74,14 +74,14 @@ def _ensure(variable: str, program: str, package: str) -> list[str]:
 
 @functools.cache
 def ensure_qemu() -> list[str]:
-    """The command that runs QEMU: the one in VDI_QEMU, the system's own if it is new enough, or a fetched one."""
-    return _ensure("VDI_QEMU", *PC)
+    """The command that runs QEMU: the one in LAB_QEMU, the system's own if it is new enough, or a fetched one."""
+    return _ensure("LAB_QEMU", *PC)
 
 
 @functools.cache
 def ensure_arm_qemu() -> list[str]:
-    """The same for Arm, and VDI_ARM_QEMU."""
-    return _ensure("VDI_ARM_QEMU", *ARM)
+    """The same for Arm, and LAB_ARM_QEMU."""
+    return _ensure("LAB_ARM_QEMU", *ARM)
 
 
 def version() -> str:

@@ -98,7 +98,7 @@ def run(host: Host, program: list[str], output: Output = sys.stdout) -> Result:
     if shutil.which(program[0]) is None:
         raise Missing(f"{program[0]}: no such program")
     marker = f"lab-{secrets.token_hex(8)}"
-    with tempfile.TemporaryDirectory(prefix="vdi-lab-", dir="/var/tmp") as scratch:
+    with tempfile.TemporaryDirectory(prefix="lab-", dir="/var/tmp") as scratch:
         directory = pathlib.Path(scratch)
         init, log, result = directory / "init", directory / "dmesg", directory / "status"
         environment = {"RUST_BACKTRACE": "1", **host.environment}

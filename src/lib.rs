@@ -10,19 +10,19 @@
 //! The rooms of the house:
 //!
 //! * [`spec`]: wire types only - config space, requests, probe properties, events.
-//! * [`device`]: what the specification says the device does - endpoints, domains, mappings, request
-//!   dispatch, and the book of page requests. Pure: no file descriptor, no thread, no clock.
-//! * [`host`]: the [`host::Host`] contract, and the two hosts that keep it: `iommufd` and `soft`.
+//! * [`device`]: what the specification says the device does - endpoints, domains, request dispatch, and the book of page
+//!   requests. Pure: no file descriptor, no thread, no clock.
+//! * [`host`]: the [`host::Host`] contract with the mapping table, and the two hosts that keep it: `iommufd` and `soft`.
 //! * [`transport`]: vhost-user - one daemon per connection, virtqueues, event delivery, guest memory.
 //! * [`soft_endpoint`]: PCI functions in software, over vfio-user, whose DMA goes through `soft`.
-//! * [`control`]: the control socket.
-//! * [`qmp`]: what QEMU tells besides.
-//! * [`check`]: what this machine can do.
-//! * [`args`], [`viot`], [`listen`], [`seccomp`], [`sys`]: the command line, the ACPI table, and what the start of the
-//!   process needs.
+//! * [`endpoints`]: the life of an endpoint - its description, its host, its name in QEMU.
+//! * [`control`]: the control socket. [`qmp`]: what QEMU tells besides.
+//! * [`cli`]: what a person types - options, `serve`, `viot`, `ctl`, `check`.
+//! * [`os`]: the process and its kernel - descriptors, signals, sockets, the system call filter.
+//! * [`notation`]: how numbers, bytes and PCI addresses are written. `fuzzing`: what fuzz targets run.
 //!
 //! `docs/architecture.md` has the locks, and the reasons. `unsafe` code is confined to the modules that talk to the
-//! kernel: `host/iommufd/`, `sys`, `relay`.
+//! kernel: `host/iommufd/`, `os/inherited`, `os/relay`.
 #![deny(unsafe_code)]
 #![cfg_attr(
     test,
@@ -32,20 +32,16 @@
     )
 )]
 
-pub mod args;
-pub mod check;
+pub mod cli;
 pub mod control;
 pub mod device;
+pub mod endpoints;
 #[cfg(any(fuzzing, test))]
-mod fuzz_input;
+pub mod fuzzing;
 pub mod host;
-pub mod listen;
-mod poller;
+pub mod notation;
+pub mod os;
 pub mod qmp;
-mod relay;
-pub mod seccomp;
 pub mod soft_endpoint;
 pub mod spec;
-pub mod sys;
 pub mod transport;
-pub mod viot;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use vhost_device_iommu::control::{Context, Control};
 use vhost_device_iommu::device::events::{Buffers, EventQueue};
 use vhost_device_iommu::device::{Device, DeviceConfig, Reply};
-use vhost_device_iommu::host::any::AnyHost;
+use vhost_device_iommu::endpoints::host::AnyHost;
 use vhost_device_iommu::host::soft::{SoftHost, default_properties};
 use vhost_device_iommu::host::{Host, MemoryRegion};
 use vhost_device_iommu::spec::{EndpointId, Gpa, Status};

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use clap::{ArgAction, CommandFactory};
-use vhost_device_iommu::args::Args;
+use vhost_device_iommu::cli::args::Args;
 
 /// The man page as a reader sees it, roughly: without escapes and macros.
 fn text() -> String {

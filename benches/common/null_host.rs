@@ -3,7 +3,7 @@
 
 use std::os::fd::RawFd;
 
-use vhost_device_iommu::device::mapping::{IovaRange, Mapping, SharedMappings};
+use vhost_device_iommu::host::mapping::{IovaRange, Mapping, SharedMappings};
 use vhost_device_iommu::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
     MemoryError, MemoryRegion, Requester,

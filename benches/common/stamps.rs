@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use vhost_device_iommu::device::mapping::{IovaRange, Mapping, SharedMappings};
+use vhost_device_iommu::host::mapping::{IovaRange, Mapping, SharedMappings};
 use vhost_device_iommu::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
     MemoryError, MemoryRegion, Requester,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Barrier, RwLock};
 use std::thread;
 use std::time::Instant;
 
-use vhost_device_iommu::device::mapping::{IovaRange, Mapping, MappingTable};
+use vhost_device_iommu::host::mapping::{IovaRange, Mapping, MappingTable};
 use vhost_device_iommu::host::soft::{Access, Port, SoftHost, Transfer, default_properties};
 use vhost_device_iommu::host::{Attachment, Host, PageRequests, Requester};
 use vhost_device_iommu::spec::{DomainId, EndpointId, EventFlags, Gpa, Iova, MapFlags};

@@ -5,7 +5,7 @@ use std::hint::spin_loop;
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
-use vhost_device_iommu::device::mapping::{IovaRange, Mapping, MappingTable};
+use vhost_device_iommu::host::mapping::{IovaRange, Mapping, MappingTable};
 use vhost_device_iommu::host::soft::{SoftHost, default_properties};
 use vhost_device_iommu::host::{Attachment, Host, PageRequests, Requester};
 use vhost_device_iommu::soft_endpoint::{Device, Place};

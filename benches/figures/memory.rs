@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::process::Command;
 
-use vhost_device_iommu::device::mapping::{IovaRange, Mapping, MappingTable};
+use vhost_device_iommu::host::mapping::{IovaRange, Mapping, MappingTable};
 use vhost_device_iommu::spec::{Gpa, MapFlags};
 
 use super::Figure;

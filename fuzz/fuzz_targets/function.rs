@@ -3,6 +3,6 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use vhost_device_iommu::soft_endpoint::fuzzing;
+use vhost_device_iommu::fuzzing::function;
 
-fuzz_target!(|input: &[u8]| fuzzing::function(input));
+fuzz_target!(|input: &[u8]| function::function(input));

@@ -3,6 +3,6 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use vhost_device_iommu::transport::fuzzing;
+use vhost_device_iommu::fuzzing::ring;
 
-fuzz_target!(|input: &[u8]| fuzzing::ring(input));
+fuzz_target!(|input: &[u8]| ring::ring(input));

@@ -7,8 +7,9 @@ use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::args::{EndpointSpec, number};
+use crate::endpoints::EndpointSpec;
 use crate::host::{PageRequest, Requester};
+use crate::notation::from_hex;
 use crate::spec::{DomainId, EndpointId, EventFlags, Iova, Pasid};
 
 /// The longest line, and the most data of an access, in bytes.
@@ -259,7 +260,9 @@ fn with_arguments(name: &str, arguments: Value) -> Result<Command, CommandError>
             Command::DmaWrite {
                 requester: requester(write.endpoint, write.pasid),
                 iova: Iova(write.iova),
-                data: from_hex(&write.data)?,
+                data: from_hex(&write.data).ok_or_else(|| {
+                    CommandError::invalid("'data' is not hexadecimal with two digits for each byte")
+                })?,
             }
         }
         "page-request" => {
@@ -351,30 +354,6 @@ fn page(page: Page) -> Result<PageRequest, CommandError> {
     })
 }
 
-/// Lower-case hexadecimal.
-pub fn to_hex(data: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    data.iter()
-        .flat_map(|byte| [byte >> 4, byte & 0xf])
-        .map(|digit| char::from(DIGITS[usize::from(digit)]))
-        .collect()
-}
-
-fn from_hex(text: &str) -> Result<Vec<u8>, CommandError> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    let data: Option<Vec<u8>> = pairs
-        .iter()
-        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?))
-        .collect();
-    match data {
-        Some(data) if rest.is_empty() => Ok(data),
-        _ => Err(CommandError::invalid(
-            "'data' is not hexadecimal with two digits for each byte",
-        )),
-    }
-}
-
 /// An endpoint as an argument: a number, or a string as on the command line.
 struct Endpoint(EndpointId);
 
@@ -462,11 +441,6 @@ struct PageRequests {
 struct Page {
     iova: u64,
     access: String,
-}
-
-/// A number in the notation of the command line, as JSON.
-pub(super) fn json_number(text: &str) -> Option<Value> {
-    number(text).map(Value::from)
 }
 
 #[cfg(test)]

@@ -11,13 +11,14 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::control::command::{Command, CommandError, EndpointAdd, ErrorClass, to_hex};
+use crate::control::command::{Command, CommandError, EndpointAdd, ErrorClass};
 use crate::device::{Device, SetupError};
-use crate::host::any::{AddEndpointError, AnyHost};
+use crate::endpoints::Names;
+use crate::endpoints::host::{AddEndpointError, AnyHost};
 use crate::host::iommufd;
 use crate::host::soft::{AccessError, SoftHost, Transfer};
 use crate::host::{HostError, PageRequest, Requester};
-use crate::qmp::Names;
+use crate::notation::to_hex;
 use crate::soft_endpoint::ServeError;
 use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode};
 

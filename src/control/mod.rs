@@ -10,12 +10,12 @@
 //! request - is a future; it holds up nobody, and its answer comes when it comes, with its `id`.
 //!
 //! Files: `command` (a line to a command with validated arguments), `execute` (what it does), `connection` (lines
-//! in, answers out, what waits), `server` (the thread), `ctl` (the client).
+//! in, answers out, what waits), `server` (the thread). The client is
+//! `cli/ctl.rs`.
 #![forbid(unsafe_code)]
 
 pub mod command;
 pub mod connection;
-pub mod ctl;
 pub mod execute;
 pub mod server;
 

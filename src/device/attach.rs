@@ -3,9 +3,9 @@
 
 use crate::device::domain::{Domain, DomainKind, Paging};
 use crate::device::endpoint::{Endpoint, Membership, Place};
-use crate::device::mapping::IovaRange;
 use crate::device::request::{Attach, Detach};
 use crate::device::{Device, State};
+use crate::host::mapping::IovaRange;
 use crate::host::{Attachment, HostError, PageRequests, Requester};
 use crate::spec::{DomainId, EndpointId, Pasid, Status};
 

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::device::mapping::{IovaRange, MappingTable, SharedMappings};
+use crate::host::mapping::{IovaRange, MappingTable, SharedMappings};
 
 #[derive(Debug, Clone)]
 pub(super) enum DomainKind {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::device::SetupError;
-use crate::device::mapping::IovaRange;
+use crate::host::mapping::IovaRange;
 use crate::host::{EndpointProperties, Owner, PageRequests, ReservedRegion};
 use crate::spec::{DomainId, EndpointId, Pasid, ResvMemSubtype};
 

@@ -8,7 +8,7 @@
 //! 2. *book*: page-request groups, held events, what the driver is ready for. Never held across MAP or UNMAP, so
 //!    a page request does not wait for a mapping of many gigabytes.
 //!
-//! Files: `mapping` (the table), `request` (bytes to validated requests), `requests` (what each request does),
+//! Files: `request` (bytes to validated requests), `requests` (what each request does),
 //! `endpoint`, `domain`, `probe`, `book` (page requests), `events` (what waits for the event queue), `counters`,
 //! `status`.
 #![forbid(unsafe_code)]
@@ -19,7 +19,6 @@ pub mod counters;
 mod domain;
 mod endpoint;
 pub mod events;
-pub mod mapping;
 mod probe;
 mod request;
 mod requests;
@@ -42,8 +41,8 @@ use crate::device::counters::Counters;
 use crate::device::domain::Domain;
 use crate::device::endpoint::Endpoint;
 use crate::device::events::EventQueue;
-use crate::device::mapping::{IovaRange, MIN_GRANULE, Mapping};
 use crate::device::status::{DeviceStatus, MappingStatus, MemoryStatus};
+use crate::host::mapping::{IovaRange, MIN_GRANULE, Mapping};
 use crate::host::{Host, HostError, MemoryError, MemoryRegion, ReservedRegion};
 use crate::spec::{Config, DomainId, EndpointId, Features, Range32, Range64};
 

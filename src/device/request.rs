@@ -5,7 +5,7 @@ use std::mem::size_of;
 
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use crate::device::mapping::{IovaRange, Mapping};
+use crate::host::mapping::{IovaRange, Mapping};
 use crate::spec::{
     self, AttachFlags, DetachFlags, DomainId, EndpointId, Features, Gpa, GroupId, Head, MapFlags,
     PageResponseCode, PageResponseFlags, Pasid, RequestType, Status, TAIL_LEN,

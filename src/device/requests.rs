@@ -10,10 +10,10 @@ use std::sync::MutexGuard;
 use crate::device::attach::touches_reserved;
 use crate::device::book::ResponseError;
 use crate::device::domain::{Domain, DomainKind, Paging};
-use crate::device::mapping::{IovaRange, Mapping, Overlap, Split};
 use crate::device::request::{PageResponse, Refusal, Request, parse};
 use crate::device::{Device, State, probe};
 use crate::host::Requester;
+use crate::host::mapping::{IovaRange, Mapping, Overlap, Split};
 use crate::spec::{DomainId, EndpointId, PageResponseCode, Status, TAIL_LEN};
 
 /// What to put into a request's buffer.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::device::State;
 use crate::device::domain::{Domain, DomainKind};
 use crate::device::endpoint::{Endpoint, Place};
-use crate::device::mapping::Mapping;
+use crate::host::mapping::Mapping;
 use crate::host::{Owner, PageRequests};
 use crate::spec::{DomainId, EndpointId, MapFlags};
 

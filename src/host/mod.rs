@@ -12,8 +12,8 @@
 //! the page-request book, so that a cookie never changes its meaning between being read and being answered.
 //! A host takes its own locks inside and never calls back into the device.
 
-pub mod any;
 pub mod iommufd;
+pub mod mapping;
 pub mod soft;
 
 use std::fmt;
@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
 
-use crate::device::mapping::{IovaRange, Mapping, SharedMappings};
+use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
 use crate::spec::{
     DomainId, EndpointId, EventFlags, Gpa, Iova, Pasid, PasidFlags, Reason, ResvMemSubtype, Status,
 };

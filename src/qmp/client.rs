@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::message::{self, Event, Message};
-use crate::poller::Poller;
+use crate::os::poller::Poller;
 
 /// How long QEMU may take to greet, and to answer.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::endpoints::Deleted;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -15,17 +16,6 @@ pub(super) enum Event {
     Stop,
     Resume,
     DeviceDeleted(Deleted),
-}
-
-/// A device that QEMU has let go of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Deleted {
-    /// Its `id`, if the user gave it one.
-    pub id: Option<String>,
-    /// Where it was in QEMU's tree of objects.
-    pub path: String,
-    /// When, by the clock of the machine that both processes are on.
-    pub when: SystemTime,
 }
 
 /// A line.

@@ -37,12 +37,11 @@
 //! The crates `qapi` and `qapi-qmp` are made from QEMU's whole schema, of one version. Three events do not pay for
 //! that.
 //!
-//! Files: `client` (the connection), `message` (lines), `names` (which endpoint is which device).
+//! Files: `client` (the connection), `message` (lines).
 #![forbid(unsafe_code)]
 
 mod client;
 mod message;
-mod names;
 
 use std::io;
 use std::path::PathBuf;
@@ -53,12 +52,11 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::Device;
-use crate::host::any::AnyHost;
+use crate::endpoints::Names;
+use crate::endpoints::host::AnyHost;
 use crate::transport::{Resets, Stop};
 use client::{Client, ClientError, Waiter};
 use message::Event;
-
-pub use names::Names;
 
 /// How long to wait before the socket is tried again.
 const RETRY: Duration = Duration::from_secs(1);

@@ -10,7 +10,7 @@
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use crate::relay;
+use crate::os::relay;
 
 /// The most data of a message: `max_data_xfer_size` as the library announces it.
 const MAX_DATA: usize = 1 << 20;

@@ -226,7 +226,7 @@ impl Interrupts {
     }
 
     /// Takes all descriptors of a kind away, and what is pending.
-    pub(super) fn disable(&self, kind: InterruptKind) {
+    pub(crate) fn disable(&self, kind: InterruptKind) {
         let mut inner = self.lock();
         match kind {
             InterruptKind::Intx => {

@@ -20,11 +20,9 @@
 #![forbid(unsafe_code)]
 
 mod config;
-mod device;
+pub(crate) mod device;
 pub mod engine;
 pub mod function;
-#[cfg(any(fuzzing, test))]
-pub mod fuzzing;
 mod guard;
 mod interrupts;
 pub mod pri;
@@ -40,7 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::Value;
 
 use crate::host::soft::SoftHost;
-use crate::listen::{ListenError, SocketFile};
+use crate::os::socket_file::{ListenError, SocketFile};
 use crate::spec::EndpointId;
 
 pub use device::{Device, NoSuchRegister, Place};

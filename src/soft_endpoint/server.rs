@@ -21,7 +21,7 @@ use vfio_bindings::bindings::vfio::{
 use vfio_user::{DmaMapFlags, DmaUnmapFlags, IrqInfo, ServerBackend, ServerRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::poller::Poller;
+use crate::os::poller::Poller;
 use crate::soft_endpoint::device::{Device, Place};
 use crate::soft_endpoint::guard;
 use crate::soft_endpoint::interrupts::InterruptKind;

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::notation;
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident($int:ty), $format:literal) => {
         $(#[$doc])*
@@ -59,38 +61,15 @@ impl FromStr for EndpointId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = || ParseEndpointError(text.to_owned());
         if text.contains(':') {
-            return parse_bdf(text).map(EndpointId).ok_or_else(error);
+            return notation::pci_address(text)
+                .map(EndpointId)
+                .ok_or_else(error);
         }
-        let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-            Some(hex) if !hex.starts_with('+') => u32::from_str_radix(hex, 16).ok(),
-            None if !text.starts_with('+') => text.parse().ok(),
-            _ => None,
-        };
-        parsed.map(EndpointId).ok_or_else(error)
+        notation::number(text)
+            .and_then(|number| u32::try_from(number).ok())
+            .map(EndpointId)
+            .ok_or_else(error)
     }
-}
-
-/// `[segment:]bus:device.function`, all hexadecimal.
-fn parse_bdf(text: &str) -> Option<u32> {
-    let field = |s: &str, digits: std::ops::RangeInclusive<usize>, max: u32| {
-        (digits.contains(&s.len()) && s.bytes().all(|b| b.is_ascii_hexdigit()))
-            .then(|| u32::from_str_radix(s, 16).ok())
-            .flatten()
-            .filter(|&v| v <= max)
-    };
-    let (rest, function) = text.split_once('.')?;
-    let mut parts = rest.rsplit(':');
-    let device = field(parts.next()?, 1..=2, 0x1f)?;
-    let bus = field(parts.next()?, 1..=2, 0xff)?;
-    let segment = match parts.next() {
-        Some(s) => field(s, 1..=4, 0xffff)?,
-        None => 0,
-    };
-    let function = field(function, 1..=1, 7)?;
-    parts
-        .next()
-        .is_none()
-        .then_some(segment << 16 | bus << 8 | device << 3 | function)
 }
 
 #[cfg(test)]

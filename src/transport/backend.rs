@@ -20,8 +20,8 @@ use vmm_sys_util::epoll::EventSet;
 
 use crate::device::Device;
 use crate::host::MemoryRegion;
+use crate::os::inherited;
 use crate::spec::{EVENT_QUEUE, NUM_QUEUES, REQUEST_QUEUE};
-use crate::sys;
 use crate::transport::fault_worker::FaultShared;
 use crate::transport::lifecycle::{Lifecycle, Resets};
 use crate::transport::memory::Regions;
@@ -125,7 +125,7 @@ impl Backend {
     fn warn_of_truncation(&self, added: &[MemoryRegion]) {
         let open = |region: &&MemoryRegion| {
             let file = region.file.as_ref();
-            file.is_some_and(|(file, _)| sys::can_shrink(file))
+            file.is_some_and(|(file, _)| inherited::can_shrink(file))
         };
         if let Some(region) = added.iter().find(open)
             && !self.truncation_told.swap(true, Ordering::Relaxed)

@@ -15,18 +15,18 @@ use crate::transport::ring::{DESCRIPTOR_LEN, Ring};
 
 /// A chain with a loop, an address outside memory, a descriptor out of place: nothing in it can be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Broken;
+pub(crate) struct Broken;
 
 /// What one descriptor describes: a piece of guest memory; not empty.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Segment {
+pub(crate) struct Segment {
     pub address: u64,
     pub length: u32,
     pub writable: bool,
 }
 
 /// A request's buffer.
-pub(super) struct Chain {
+pub(crate) struct Chain {
     readable: [u8; MAX_READABLE],
     /// Length of the device-readable part; the first bytes of it are in `readable`.
     pub readable_len: usize,
@@ -37,7 +37,7 @@ pub(super) struct Chain {
 
 /// Where the last bytes of a device-writable part are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TailPlace {
+pub(crate) struct TailPlace {
     bytes: [u64; TAIL_LEN],
     contiguous: bool,
 }

@@ -5,7 +5,7 @@ use crate::device::events::{Buffers, EventQueue};
 use crate::transport::ring::{Ring, RingError};
 
 /// The running event queue.
-pub(super) struct EventRing<'a, 'm> {
+pub(crate) struct EventRing<'a, 'm> {
     ring: &'a mut Ring<'m>,
     /// What was found out about the ring: no buffer can be had from it any more.
     pub error: Option<RingError>,

@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::device::Device;
 use crate::device::events::EventQueue;
 use crate::host::Host;
-use crate::poller::Poller;
+use crate::os::poller::Poller;
 use crate::transport::event_queue::EventRing;
 #[cfg(odd_bits)]
 use crate::transport::odd_bits::OddEvents;

@@ -8,7 +8,7 @@ use vm_memory::{
 /// A view of guest memory that remembers the region it used last. A region lookup costs as much as the access
 /// itself, and a request needs four.
 #[derive(Clone)]
-pub(super) struct GuestView<'m> {
+pub(crate) struct GuestView<'m> {
     memory: &'m GuestMemoryMmap,
     /// First address of `region`.
     start: u64,

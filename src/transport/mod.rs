@@ -12,10 +12,8 @@
 
 mod backend;
 mod chain;
-mod event_queue;
+pub(crate) mod event_queue;
 mod fault_worker;
-#[cfg(any(fuzzing, test))]
-pub mod fuzzing;
 mod guest;
 mod lifecycle;
 mod memory;
@@ -25,10 +23,10 @@ mod memory;
     expect(dead_code, reason = "only its unit tests use it")
 )]
 mod odd_bits;
-mod polling;
+pub(crate) mod polling;
 mod relay;
-mod requests;
-mod ring;
+pub(crate) mod requests;
+pub(crate) mod ring;
 mod vring;
 
 use std::io;
@@ -45,7 +43,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::Device;
 use crate::host::Host;
-use crate::poller::Poller;
+use crate::os::poller::Poller;
 use crate::transport::backend::{Backend, EXIT};
 use crate::transport::fault_worker::FaultWorker;
 

@@ -11,7 +11,7 @@ const FIRST_STEP: Duration = Duration::from_micros(10);
 
 /// The window, and what it learns from.
 #[derive(Debug)]
-pub(super) struct Polling {
+pub(crate) struct Polling {
     most: Duration,
     window: Duration,
     /// When the last request was done.

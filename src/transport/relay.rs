@@ -8,7 +8,7 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use crate::relay;
+use crate::os::relay;
 
 /// Length in bytes of a message's header: request, flags, and length of the rest, four bytes each.
 const HEADER: usize = 12;

@@ -34,7 +34,7 @@ pub trait Execute {
 }
 
 /// A batch on the device.
-pub(super) struct DeviceBatch<'a> {
+pub(crate) struct DeviceBatch<'a> {
     device: &'a Device,
     requests: Requests<'a>,
 }
@@ -71,7 +71,7 @@ impl Execute for DeviceBatch<'_> {
 }
 
 /// A request whose status is not known yet ([`Reply::Joined`]).
-pub(super) struct Held {
+pub(crate) struct Held {
     head: u16,
     written: u32,
     tail: TailPlace,
@@ -79,7 +79,7 @@ pub(super) struct Held {
 
 /// What serving a ring for a while came to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Served {
+pub(crate) enum Served {
     /// There is nothing to do until the driver kicks.
     Idle,
     /// Somebody wants the ring.
@@ -89,7 +89,7 @@ pub(super) enum Served {
 }
 
 /// What a worker needs besides the ring.
-pub(super) struct Service<'a, N, I> {
+pub(crate) struct Service<'a, N, I> {
     pub held: &'a mut Vec<Held>,
     pub polling: &'a mut Polling,
     /// Notifies the driver.
@@ -184,7 +184,7 @@ enum Watch {
 }
 
 /// Carries out what is available now, as one batch.
-pub(super) fn pass<B: Execute>(
+pub(crate) fn pass<B: Execute>(
     ring: &mut Ring<'_>,
     mut batch: B,
     held: &mut Vec<Held>,

@@ -15,7 +15,7 @@ use crate::transport::guest::GuestView;
 
 /// Why a queue cannot be served. It stops until the front-end starts it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum RingError {
+pub(crate) enum RingError {
     /// A part of the ring is not in guest memory, or is misaligned there.
     #[error("the ring is not in guest memory")]
     Outside,
@@ -25,13 +25,13 @@ pub(super) enum RingError {
 }
 
 /// Bytes of a descriptor.
-pub(super) const DESCRIPTOR_LEN: usize = 16;
+pub(crate) const DESCRIPTOR_LEN: usize = 16;
 /// Where the entries of both rings begin, behind `flags` and `idx`.
 const ENTRIES: usize = 4;
 const INDEX: usize = 2;
 
 /// A virtqueue, for as long as guest memory stays as it is.
-pub(super) struct Ring<'m> {
+pub(crate) struct Ring<'m> {
     pub view: GuestView<'m>,
     pub descriptors: VolatileSlice<'m>,
     available: VolatileSlice<'m>,
@@ -47,7 +47,7 @@ pub(super) struct Ring<'m> {
 }
 
 /// What a ring has come to.
-pub(super) struct Saved {
+pub(crate) struct Saved {
     next_available: u16,
     next_used: u16,
 }

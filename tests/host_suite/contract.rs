@@ -9,8 +9,8 @@ mod vfio;
 
 use std::sync::{Arc, RwLock};
 
-use vhost_device_iommu::device::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
 use vhost_device_iommu::host::iommufd::{EndpointSource, IommufdHost};
+use vhost_device_iommu::host::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
 use vhost_device_iommu::host::{
     Attachment, Host, HostError, HostEvent, MemoryError, MemoryRegion, PageRequestGroup,
     PageRequests, Requester,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 
 use vfio_user::Client;
-use vhost_device_iommu::device::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
+use vhost_device_iommu::host::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
 use vhost_device_iommu::host::soft::{SoftHost, default_properties};
 use vhost_device_iommu::host::{Attachment, Host, HostEvent, PageRequests, Requester};
 use vhost_device_iommu::soft_endpoint::SoftEndpoint;

@@ -19,7 +19,7 @@ const ENDPOINT: u32 = 8;
 const BLOCKED: DeviceConfig = DeviceConfig {
     boot_bypass: false,
     page_size_mask: None,
-    input_range: vhost_device_iommu::device::mapping::IovaRange::ALL,
+    input_range: vhost_device_iommu::host::mapping::IovaRange::ALL,
     domain_range: (0, u32::MAX),
     reserved_regions: Vec::new(),
     max_mappings: 1 << 20,

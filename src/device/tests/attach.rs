@@ -5,7 +5,7 @@ use zerocopy::IntoBytes;
 
 use super::fake::{Call, FakeHost};
 use super::*;
-use crate::device::mapping::IovaRange;
+use crate::host::mapping::IovaRange;
 use crate::host::{Attachment, EndpointProperties, ReservedRegion};
 use crate::spec::ResvMemSubtype;
 

@@ -6,8 +6,8 @@ use zerocopy::FromBytes;
 use super::fake::FakeHost;
 use super::*;
 use crate::device::SetupError;
-use crate::device::mapping::IovaRange;
 use crate::host::Limits;
+use crate::host::mapping::IovaRange;
 use crate::spec::Config;
 
 fn config_of(device: &Device) -> Config {

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use vm_memory::GuestMemoryMmap;
 
 use crate::device::events::{Buffers, EventQueue};
-use crate::device::mapping::{IovaRange, Mapping, SharedMappings};
+use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Fault, Host, HostError, HostEvent, Limits,
     MemoryError, MemoryRegion, Owner, PageRequest, PageRequestGroup, Requester,

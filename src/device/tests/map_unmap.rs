@@ -3,7 +3,7 @@
 
 use super::fake::{Call, FakeHost};
 use super::*;
-use crate::device::mapping::IovaRange;
+use crate::host::mapping::IovaRange;
 use crate::host::{EndpointProperties, ReservedRegion};
 use crate::spec::{DomainId, ResvMemSubtype};
 

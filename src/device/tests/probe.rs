@@ -5,7 +5,7 @@ use zerocopy::FromBytes;
 
 use super::fake::FakeHost;
 use super::*;
-use crate::device::mapping::IovaRange;
+use crate::host::mapping::IovaRange;
 use crate::host::{EndpointProperties, Owner, ReservedRegion};
 use crate::spec::{
     PageRequestProperty, PasidProperty, PropertyHead, PropertyType, ResvMemProperty, ResvMemSubtype,

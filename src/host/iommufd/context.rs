@@ -9,7 +9,7 @@ use std::sync::Arc;
 use iommufd_bindings as uapi;
 
 use super::kernel::{self, CallError};
-use crate::device::mapping::IovaRange;
+use crate::host::mapping::IovaRange;
 use crate::spec::MapFlags;
 
 /// Flags of MAP_FILE, MAP and COPY that give this access; `None` when it is no access at all, which the

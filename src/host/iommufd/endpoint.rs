@@ -11,7 +11,7 @@ use super::fault::FaultQueue;
 use super::kernel::{self, CallError};
 use super::lender::Lender;
 use super::space::{AddressSpace, Needs};
-use crate::device::mapping::IovaRange;
+use crate::host::mapping::IovaRange;
 use crate::host::{Attachment, Owner, PageRequests, ReservedRegion};
 use crate::spec::{Iova, Pasid, PasidFlags, ResvMemSubtype};
 

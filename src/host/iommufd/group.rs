@@ -9,6 +9,7 @@ use std::io;
 use std::path::Path;
 
 use super::kernel::Dependent;
+use crate::notation::pci_address;
 
 /// A group, as one of its devices sees it.
 #[derive(Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl Group {
 }
 
 fn is_bound(name: &str, listed: &[Dependent]) -> bool {
-    let address = parse_address(name);
+    let address = pci_address(name);
     listed
         .iter()
         .any(|device| Some(device.address) == address && device.dev_id > 0)
@@ -63,20 +64,6 @@ pub(super) fn link_name(path: &Path) -> io::Result<String> {
     let target = fs::read_link(path)?;
     let name = target.file_name().ok_or(io::ErrorKind::InvalidData)?;
     Ok(name.to_string_lossy().into_owned())
-}
-
-/// Segment, bus, and device with function of `0000:00:05.0`.
-pub(super) fn parse_address(name: &str) -> Option<(u16, u8, u8)> {
-    let (segment, rest) = name.split_once(':')?;
-    let (bus, rest) = rest.split_once(':')?;
-    let (device, function) = rest.split_once('.')?;
-    let device = u8::from_str_radix(device, 16).ok().filter(|&d| d < 32)?;
-    let function = u8::from_str_radix(function, 16).ok().filter(|&f| f < 8)?;
-    Some((
-        u16::from_str_radix(segment, 16).ok()?,
-        u8::from_str_radix(bus, 16).ok()?,
-        device << 3 | function,
-    ))
 }
 
 #[cfg(test)]
@@ -105,7 +92,7 @@ mod tests {
 
     fn dependent(device: u8, dev_id: i32) -> Dependent {
         Dependent {
-            address: (0, 2, device << 3),
+            address: 2 << 8 | u32::from(device) << 3,
             dev_id,
         }
     }
@@ -152,20 +139,5 @@ mod tests {
         let group = Group::of(&device, &[dependent(1, 3)]).unwrap();
         assert!(group.mates.is_empty());
         assert!(Group::of(root.path(), &[]).is_err());
-    }
-
-    #[test]
-    fn pci_addresses_of_sysfs_are_read() {
-        assert_eq!(parse_address("0000:00:05.0"), Some((0, 0, 0x28)));
-        assert_eq!(parse_address("10de:ff:1f.7"), Some((0x10de, 0xff, 0xff)));
-        for wrong in [
-            "",
-            "0000:00:05",
-            "0000:00:20.0",
-            "0000:00:05.8",
-            "x:00:05.0",
-        ] {
-            assert_eq!(parse_address(wrong), None, "{wrong}");
-        }
     }
 }

@@ -257,8 +257,8 @@ pub(super) fn vfio_bind(device: BorrowedFd<'_>, iommufd: BorrowedFd<'_>) -> Resu
 /// A device that a hot reset of another concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Dependent {
-    /// PCI segment, bus, and device with function.
-    pub address: (u16, u8, u8),
+    /// Its PCI address: segment << 16 | bus << 8 | device << 3 | function.
+    pub address: u32,
     /// Its id in our iommufd context; 0 and -1 say that it has none.
     pub dev_id: i32,
 }
@@ -273,7 +273,7 @@ pub(super) fn hot_reset_info(device: BorrowedFd<'_>) -> Result<Vec<Dependent>, C
     Ok(command.devices[..count]
         .iter()
         .map(|d| Dependent {
-            address: (d.segment, d.bus, d.devfn),
+            address: u32::from(d.segment) << 16 | u32::from(d.bus) << 8 | u32::from(d.devfn),
             // SAFETY: both members of the union are the same integer; any bytes are a value.
             dev_id: unsafe { d.__bindgen_anon_1.devid } as i32,
         })

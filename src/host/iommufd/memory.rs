@@ -6,7 +6,7 @@
 
 use super::context::{Context, Ioas};
 use super::kernel::{self, CallError};
-use crate::device::mapping::IovaRange;
+use crate::host::mapping::IovaRange;
 use crate::host::{HostError, MemoryRegion};
 use crate::spec::{Gpa, Iova};
 

@@ -47,7 +47,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use vm_memory::GuestMemoryMmap;
 
-use crate::device::mapping::{IovaRange, Mapping, SharedMappings};
+use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
     MemoryError, MemoryRegion, Requester,

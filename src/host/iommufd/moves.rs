@@ -12,7 +12,7 @@ use super::memory::{GuestMemory, Region};
 use super::space::AddressSpace;
 use super::startup::{GroupMate, SetupError};
 use super::{Domain, State};
-use crate::device::mapping::{IovaRange, Mapping};
+use crate::host::mapping::{IovaRange, Mapping};
 use crate::host::{Attachment, HostError, MemoryRegion, Requester};
 use crate::spec::{DomainId, EndpointId, Iova};
 

@@ -17,9 +17,10 @@ use vfio_bindings::bindings::vfio::{
 
 use super::attach::Attach;
 use super::context::{Context, FIRST_IDS};
-use super::group::{Group, link_name, parse_address};
+use super::group::{Group, link_name};
 use super::kernel::{self, CallError, Dependent};
 use super::startup::SetupError;
+use crate::notation::pci_address;
 
 /// A device of VFIO.
 pub(super) struct VfioDevice {
@@ -162,7 +163,7 @@ fn listed(file: &File) -> Vec<Dependent> {
 
 /// The id of a device, where it is listed.
 fn own_id(file: &File, listed: &[Dependent]) -> Option<u32> {
-    let own = parse_address(&link_name(&sysfs_path(file).ok()?).ok()?)?;
+    let own = pci_address(&link_name(&sysfs_path(file).ok()?).ok()?)?;
     listed
         .iter()
         .find(|device| device.address == own)

@@ -6,7 +6,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::device::mapping::{Mapping, SharedMappings};
+use crate::host::mapping::{Mapping, SharedMappings};
 use crate::host::soft::book::{Book, PendingResponse};
 use crate::host::{EndpointProperties, Fault, PageRequest, PageRequests, Requester};
 use crate::spec::{

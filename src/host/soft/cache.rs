@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Translations that a port keeps: PCI's Address Translation Cache, or the IOMMU's own.
 
-use crate::device::mapping::{IovaRange, Mapping};
+use crate::host::mapping::{IovaRange, Mapping};
 use crate::spec::{DomainId, Iova, MapFlags, Pasid};
 
 /// Translations in a cache. With 4 KiB pages, 1 MiB of source and 1 MiB of destination fit.

@@ -3,8 +3,8 @@
 
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use crate::device::mapping::{IovaRange, Mapping, MappingTable};
 use crate::host::Requester;
+use crate::host::mapping::{IovaRange, Mapping, MappingTable};
 use crate::host::soft::SoftHost;
 use crate::host::soft::access::{CHUNK, Endpoint, SharedMemory, View, read};
 use crate::spec::{Gpa, Iova, MapFlags};

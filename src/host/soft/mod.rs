@@ -36,7 +36,7 @@ use std::thread::Thread;
 
 use vm_memory::GuestMemoryMmap;
 
-use crate::device::mapping::{IovaRange, Mapping, SharedMappings};
+use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Fault, Host, HostError, HostEvent, Limits,
     MemoryError, MemoryRegion, Owner, PageRequest, PageRequests, Requester,

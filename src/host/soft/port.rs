@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::GuestMemoryMmap;
 
-use crate::device::mapping::{IovaRange, Mapping};
+use crate::host::mapping::{IovaRange, Mapping};
 use crate::host::soft::access::{CHUNK, Endpoint, Transfer, View, read};
 use crate::host::soft::book::PendingResponse;
 use crate::host::soft::cache::{Cache, CacheCounters, Cached};

@@ -9,8 +9,8 @@ use std::thread;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::device::mapping::MappingTable;
 use crate::host::PageRequestGroup;
+use crate::host::mapping::MappingTable;
 use crate::spec::{EventFlags, Gpa, MapFlags, Pasid};
 
 const RAM: u64 = 0x10_0000;

@@ -13,7 +13,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::*;
-use crate::device::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
+use crate::host::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
 use crate::host::soft::default_properties;
 use crate::host::{
     Answer, Attachment, Fault, Host, HostEvent, PageRequestGroup, PageRequests, Requester,

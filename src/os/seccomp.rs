@@ -14,7 +14,7 @@ use seccompiler::{
     SeccompRule, TargetArch, apply_filter_all_threads,
 };
 
-use crate::args::Seccomp;
+use crate::cli::args::Seccomp;
 
 /// Why there is no filter.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use super::message::Deleted;
 use crate::spec::EndpointId;
 
 /// Endpoints by the device that they are in QEMU: its `id`, or its path in the tree of objects.
@@ -16,6 +15,17 @@ pub struct Names(Mutex<HashMap<EndpointId, Name>>);
 struct Name {
     name: String,
     since: SystemTime,
+}
+
+/// A device that QEMU has let go of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deleted {
+    /// Its `id`, if the user gave it one.
+    pub id: Option<String>,
+    /// Where it was in QEMU's tree of objects.
+    pub path: String,
+    /// When, by the clock of the machine that both processes are on.
+    pub when: SystemTime,
 }
 
 impl Names {
@@ -38,7 +48,7 @@ impl Names {
     }
 
     /// Takes the endpoint that a deleted device was. One that came after the deletion is another device.
-    pub(super) fn take(&self, deleted: &Deleted) -> Option<EndpointId> {
+    pub fn take(&self, deleted: &Deleted) -> Option<EndpointId> {
         let mut names = self.names();
         let endpoint = names
             .iter()

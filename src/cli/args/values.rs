@@ -3,27 +3,13 @@
 
 use std::time::Duration;
 
-use crate::device::mapping::IovaRange;
 use crate::host::ReservedRegion;
+use crate::host::mapping::IovaRange;
+use crate::notation::{hexadecimal, number};
 use crate::spec::ResvMemSubtype;
 
 /// The longest `--page-response-timeout`: a year. Beyond that, 0 says it better.
 const MAX_TIMEOUT_SECONDS: f64 = 365.0 * 86400.0;
-
-/// A decimal number, or a hexadecimal one after `0x`.
-pub fn number(text: &str) -> Option<u64> {
-    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) => hexadecimal(digits),
-        None if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
-        None => None,
-    }
-}
-
-fn hexadecimal(digits: &str) -> Option<u64> {
-    (digits.bytes().all(|b| b.is_ascii_hexdigit()))
-        .then(|| u64::from_str_radix(digits, 16).ok())
-        .flatten()
-}
 
 /// `--page-size-mask`.
 pub(super) fn page_size_mask(text: &str) -> Result<u64, String> {

@@ -14,7 +14,7 @@ use std::path::Path;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::args::ViotArgs;
+use crate::cli::args::ViotArgs;
 use crate::spec::EndpointId;
 
 /// Length in bytes of the ACPI header, which is not part of the output.

@@ -5,7 +5,6 @@
 //! other. Every message says what was asked, why it cannot be, and what to do.
 #![forbid(unsafe_code)]
 
-mod endpoint;
 mod values;
 
 use std::collections::BTreeSet;
@@ -16,12 +15,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
 use crate::device::DeviceConfig;
-use crate::device::mapping::IovaRange;
+use crate::endpoints::{Backing, EndpointSpec, VfioDevice};
 use crate::host::ReservedRegion;
+use crate::host::mapping::IovaRange;
 use crate::spec::EndpointId;
-
-pub use endpoint::{Backing, EndpointSpec, EndpointSpecError, VfioDevice};
-pub use values::number;
 
 const USAGE: &str = "\
 vhost-device-iommu {--socket-path <PATH> | --fd <N>} --endpoint <ID>... [OPTIONS]

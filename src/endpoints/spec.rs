@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::args::values::number;
+use crate::notation::number;
 use crate::spec::{EndpointId, ParseEndpointError};
 
 /// An endpoint as it was asked for.

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use crate::args::CtlArgs;
-use crate::control::command::json_number;
-use crate::sys;
+use crate::cli::args::CtlArgs;
+use crate::notation::number;
+use crate::os::inherited;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -127,15 +127,17 @@ fn inherited(number: &str) -> Result<File, String> {
     number
         .parse()
         .map_err(|_| format!("'vfio-fd={number}' is not a number"))
-        .and_then(|fd| sys::take_fd(fd).map_err(|error| format!("'vfio-fd={number}': {error}")))
+        .and_then(|fd| {
+            inherited::take_fd(fd).map_err(|error| format!("'vfio-fd={number}': {error}"))
+        })
         .map(File::from)
 }
 
 fn json_value(key: &str, value: &str) -> Result<Value, String> {
     match key {
-        "iova" | "length" | "pasid" | "domain" | "dev-id" | "mock" => {
-            json_number(value).ok_or_else(|| format!("'{key}={value}' is not a number"))
-        }
+        "iova" | "length" | "pasid" | "domain" | "dev-id" | "mock" => number(value)
+            .map(Value::from)
+            .ok_or_else(|| format!("'{key}={value}' is not a number")),
         "pages" => pages(value),
         _ => Ok(Value::from(value)),
     }
@@ -146,7 +148,7 @@ fn pages(text: &str) -> Result<Value, String> {
     text.split(',')
         .map(|page| {
             let (iova, access) = page.split_once(':')?;
-            Some(json!({"iova": json_number(iova)?, "access": access}))
+            Some(json!({"iova": number(iova)?, "access": access}))
         })
         .collect::<Option<Vec<_>>>()
         .map(Value::from)

@@ -9,8 +9,8 @@ use std::sync::{Arc, RwLock};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::device::mapping::{IovaRange, Mapping, MappingTable};
-use crate::fuzz_input::Input;
+use crate::fuzzing::Input;
+use crate::host::mapping::{IovaRange, Mapping, MappingTable};
 use crate::host::soft::{SoftHost, default_properties};
 use crate::host::{Answer, Attachment, Host, HostEvent, PageRequests, Requester};
 use crate::soft_endpoint::InterruptKind;

@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::args::{Backing, EndpointSpec, VfioDevice};
+use crate::endpoints::{Backing, EndpointSpec, VfioDevice};
 use crate::host::iommufd::{EndpointSource, IommufdHost, SetupError};
 use crate::host::soft::{self, SoftHost};
 use crate::host::{Host, HostError};

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a fuzz target makes of its input, piece by piece; `None` when there is no more.
+//! What the fuzz targets of `fuzz/` run. The unit tests run it too, on the seeds in `fuzz/seeds/`.
+//!
+//! `ring`: any bytes in any ring. `function`: any access to a PCI function in software.
 
-/// What is left of an input.
+pub mod function;
+pub mod ring;
+
+/// What is left of an input. Each method takes a piece; `None` if the input is too short.
 pub(crate) struct Input<'a>(pub &'a [u8]);
 
 impl<'a> Input<'a> {

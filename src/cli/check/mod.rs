@@ -18,7 +18,7 @@ mod tree;
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::args::{CheckArgs, DEFAULT_IOMMUFD};
+use crate::cli::args::{CheckArgs, DEFAULT_IOMMUFD};
 use crate::host::iommufd::{self, IommufdHost, SetupError};
 use endpoint::Trial;
 use report::{Finding, Report};

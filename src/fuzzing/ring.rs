@@ -13,7 +13,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::device::{Device, DeviceConfig};
-use crate::fuzz_input::Input;
+use crate::fuzzing::Input;
 use crate::host::soft::{SoftHost, Transfer, default_properties};
 use crate::host::{PageRequest, Requester};
 use crate::spec::{DomainId, EndpointId, EventFlags, Features, Iova, Pasid};

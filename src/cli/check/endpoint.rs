@@ -10,7 +10,7 @@ use super::iommu::Kind;
 use super::pci::{self, Capabilities};
 use super::report::{Finding, Section};
 use super::tree::Tree;
-use crate::args::{Backing, EndpointSpec, VfioDevice};
+use crate::endpoints::{Backing, EndpointSpec, VfioDevice};
 use crate::host::iommufd::{EndpointSource, IommufdHost};
 use crate::host::{EndpointProperties, Host};
 use crate::spec::{EndpointId, ResvMemSubtype};

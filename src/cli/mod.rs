@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a person types: the options, and the four things that the program does.
+//!
+//! `args` (the command line), `serve` (without a subcommand), `viot` (the ACPI table), `ctl` (the client of the control
+//! socket), `check` (what this machine can do).
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod check;
+pub mod ctl;
+pub mod serve;
+pub mod viot;

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Between a front-end and the vfio-user library, which trusts what it is sent.
 //!
-//! Crate vfio_user 0.1.7 takes lengths as they come: a length that is too small ends the thread, one that is too large
-//! is allocated, a command that it does not know leaves its payload to be read as the next. And its errors carry the
-//! number 0, which QEMU takes for success. So two threads carry messages between the front-end and the library's one
-//! connection, and see to it that each is whole, of the length that its command has, and no longer than
-//! [`MAX_DATA`] of data.
+//! Crate vfio_user 0.1.7 wants messages that are whole, of commands that it knows, and of the length that their command
+//! has. And its errors carry the number 0, which QEMU takes for success. So two threads carry messages between the
+//! front-end and the library's one connection, and let only such messages pass, with no more than [`MAX_DATA`] of data.
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -170,9 +170,9 @@ fn serve(stream: UnixStream, shared: &Shared, device: &Device) -> io::Result<()>
         log::info!("endpoint {endpoint}: a front-end is connected");
         let fd = OwnedFd::from(listener);
         let server = vfio_user::Server::from_owned_fd(fd, true, irqs(), regions());
-        // The library panics at some messages. The guard lets none of those pass that are known; one that is not must
-        // not end the IOMMU of a running guest. The device is unharmed: nothing of it is borrowed across a panic but
-        // locks, which take care of themselves.
+        // The guard lets only messages pass that the library expects. If the library panics all the same, that must not
+        // end the IOMMU of a running guest. The device is unharmed: nothing of it is borrowed across a panic but locks,
+        // which take care of themselves.
         catch_unwind(AssertUnwindSafe(|| server.run(&mut Backend { device })))
     });
     shared.disconnect();

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Drivers, guests and QEMU come and go; the back-end stays.
 
-Not tested: the back-end's death under a running driver, because QEMU aborts then (README).
+Not tested: the end of the back-end under a running driver, which is the end of the guest (README).
 """
 
 import os
@@ -33,9 +33,8 @@ class LifecycleTest(FunctionalTest):
         guest.run(f"unbind {FIRST}")
 
     def unbind_driver(self, guest: Guest) -> str:
-        """Takes the device from its driver; returns its name. The endpoints leave the bus before: stock Linux 7.2
-        crashes (viommu_remove() takes sysfs away too early) when the IOMMU goes and endpoints are there, behind QEMU's
-        own virtio-iommu too."""
+        """Takes the device from its driver; returns its name. The endpoints leave the bus before, as stock Linux 7.2
+        wants it behind any virtio-iommu (patch 0001 of guest/linux)."""
         for function in ENDPOINTS:
             guest.run(f"write /sys/bus/pci/devices/0000:{function}/remove 1")
         device = next(name for name in guest.lines(f"ls {DRIVER}") if name.startswith("virtio"))
@@ -182,8 +181,7 @@ class PatchedDriverShutdownTest(FunctionalTest):
     kernel = staticmethod(lab.patched_kernel)
 
     def test_reboot_right_after_a_disk_was_used(self):
-        # Stock Linux 7.2 hangs: it resets the IOMMU before it shuts the disk down, while mappings of the disk's buffers
-        # that were just removed wait to be flushed.
+        # The patches 0014 and 0021 of guest/linux shut the disk down before the IOMMU, and send no request afterwards.
         image = self.directory / "disk"
         image.touch()
         os.truncate(image, PARTS * MIB)

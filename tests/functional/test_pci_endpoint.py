@@ -189,8 +189,8 @@ class PatchedDriverTest(FunctionTest):
     kernel = staticmethod(lab.patched_kernel)
 
     def test_reboot_during_transfers(self):
-        # The function's driver does nothing at a shutdown. Stock Linux 7.2 hangs when mappings of the last buffers wait to
-        # be flushed after the IOMMU is reset, and warns of those that are removed later.
+        # The function's driver does nothing at a shutdown, so mappings of its last buffers are still there when the IOMMU
+        # is reset: patch 0021 of guest/linux.
         machine, backend = self.start_functions(FIRST, command_line="iommu.strict=0")
         guest = machine.guest
         for _ in range(3):

@@ -47,7 +47,7 @@ class Guest:
     def reboot(self) -> None:
         """Reboots, and waits until the program has started again.
 
-        Stock Linux 7.2 hangs when a flush queue has mappings in it then: patch 0021 of guest/linux has the reason.
+        Flush queues are empty by then, as stock Linux 7.2 wants it: patch 0021 of guest/linux has the reason.
         """
         time.sleep(FLUSHED)
         self.run("reboot")

@@ -215,8 +215,7 @@ class Machine:
     def plug_memory(self, length: int) -> None:
         """A module of memory, above 4 GiB, where `-m` leaves room; waits until the guest knows of it.
 
-        Each has a name of its own: QEMU (11.1) finds a file of memory by its name, and for a moment after `object-del`
-        that is the old one, which it is about to close. The front-end's connection ends with that.
+        Each has a name of its own, as QEMU (11.1) wants it: it finds a file of memory by its name.
         """
         self._plugged += 1
         memory = {"qom-type": "memory-backend-memfd", "id": self._memory(), "size": length, "share": True}

@@ -52,6 +52,20 @@ def lock(name: str) -> Iterator[None]:
         yield
 
 
+_closed = False
+
+
+@contextlib.contextmanager
+def closed() -> Iterator[None]:
+    """Within it `entry` finds what is there, and makes nothing."""
+    global _closed
+    before, _closed = _closed, True
+    try:
+        yield
+    finally:
+        _closed = before
+
+
 def complete(name: str) -> bool:
     """Whether the entry `name` is there."""
     return (directory() / name / ".complete").exists()
@@ -60,11 +74,14 @@ def complete(name: str) -> bool:
 def entry(name: str, make: Callable[[pathlib.Path], None], resume: bool = False) -> pathlib.Path:
     """The directory of the entry `name`, filled by `make` if it is not complete.
 
-    An incomplete one (power went, network went) is made anew, unless `resume` says that `make` goes on with it.
+    An incomplete one (power went, network went) is made anew, unless `resume` says that `make` goes on with it. Raises
+    `Missing` where the cache is `closed` and the entry is not complete.
     """
     path = directory() / name
     if complete(name):
         return path
+    if _closed:
+        raise Missing(f"{path} is not there")
     with lock(name):
         if complete(name):
             return path

@@ -83,11 +83,15 @@ def version() -> str:
         found = debian.first([source_package(one) for one in SUPPORTED], debian.BACKPORTS)
         return SUPPORTED[[source_package(one) for one in SUPPORTED].index(found)]
     except Missing:
-        for one in SUPPORTED:
-            if cache.complete(_source_entry(one)):
-                say(f"Linux {one}: taken from the cache, as the archive cannot be asked")
-                return one
+        if found := newest_in_cache():
+            say(f"Linux {found}: taken from the cache, as the archive cannot be asked")
+            return found
         raise
+
+
+def newest_in_cache() -> str | None:
+    """The newest supported version whose source is unpacked already."""
+    return next((one for one in SUPPORTED if cache.complete(_source_entry(one))), None)
 
 
 def source_package(version: str) -> str:

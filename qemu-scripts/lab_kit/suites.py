@@ -2,13 +2,12 @@
 """The test suites: `unit`, `host`, `guest`, `nested`."""
 
 import os
-import pathlib
 import re
 import subprocess
 import sys
 import tempfile
 
-from . import boot, cargo, cross, debian, kernel, qemu, selftest
+from . import boot, cargo, cross, debian, kernel, programs, qemu, selftest
 from .cache import Missing
 from .cargo import ROOT
 from .tally import CargoCounter, Counter, Tally, UnittestCounter, follow, lines
@@ -35,8 +34,6 @@ NESTED_DEVICES = (
 )
 DISK_BYTES = 64 << 20
 
-GUEST_BUILD = ROOT / "guest" / "build"
-
 
 def lab_environment() -> dict[str, str]:
     """Where everything is, for tests that start QEMU."""
@@ -48,7 +45,7 @@ def lab_environment() -> dict[str, str]:
         "LAB_DEBIAN_KERNEL": str(debian_kernel.image),
         "LAB_DEBIAN_MODULES": str(debian_kernel.modules),
         "LAB_BACKEND": str(cargo.backend()),
-        "LAB_INIT": str(guest_init()),
+        "LAB_INIT": str(programs.guest_init()),
         "LAB_PCI_SELFTEST": str(selftest.ensure_pci_selftest()),
     }
 
@@ -70,29 +67,9 @@ def arm_environment() -> dict[str, str]:
         "LAB_ARM_MODULES": str(stock.modules),
         "LAB_ARM_PATCHED_KERNEL": str(patched.image),
         "LAB_ARM_PATCHED_MODULES": str(patched.modules),
-        "LAB_ARM_INIT": str(arm_guest_init()),
+        "LAB_ARM_INIT": str(programs.arm_guest_init()),
         "LAB_ARM_PCI_SELFTEST": str(selftest.ensure_pci_selftest(cross.COMPILER)),
     }
-
-
-def guest_init() -> pathlib.Path:
-    """The program that is init in the guests."""
-    debian.need_tools({"gcc": "gcc", "make": "make"})
-    return _guest_init(GUEST_BUILD)
-
-
-def arm_guest_init() -> pathlib.Path:
-    """The same for Arm."""
-    debian.need_tools({**cross.PROGRAM_TOOLS, "make": "make"})
-    return _guest_init(GUEST_BUILD / "arm64", f"CC={cross.COMPILER}")
-
-
-def _guest_init(output: pathlib.Path, *variables: str) -> pathlib.Path:
-    command = ["make", "-s", "-C", str(ROOT / "guest"), f"OUT={output}", *variables]
-    result = subprocess.run(command, check=False, stdout=sys.stderr)
-    if result.returncode != 0:
-        raise cargo.BuildFailed(f"make -C guest: status {result.returncode}")
-    return output / "init"
 
 
 def unit(tally: Tally) -> None:

@@ -12,6 +12,8 @@ FAILSLAB = "/sys/kernel/debug/failslab"
 
 
 class AllocationTest(DebugKernel, PagingTest):
+    """Page requests while the guest's kernel has no memory, on the debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
     def fail_allocation(self, guest: Guest, function: str) -> None:
@@ -88,3 +90,7 @@ class AllocationTest(DebugKernel, PagingTest):
         self.assertEqual(control.endpoint(FIRST)["page_requests"], True)
         self.assertEqual(control.counters()["unmap"], 1)
         self.assert_answered(control, 2)
+
+
+if __name__ == "__main__":
+    PagingTest.main()

@@ -51,6 +51,8 @@ class Arm(FunctionalTest):
 
 
 class DeviceTreeTest(Arm):
+    """The device tree names the IOMMU and its endpoints."""
+
     def test_it_says_who_is_behind_the_iommu(self):
         _, guest, control = self.start()
         self.assertEqual(set(guest.group_types()), set(ENDPOINTS))
@@ -63,35 +65,47 @@ class DeviceTreeTest(Arm):
 
 
 class ArmProbeTest(Arm, test_probe.ProbeTest):
+    """`test_probe` on Arm."""
+
     window = None
 
 
 class ArmDmaTest(Arm, test_dma.DmaCases):
+    """`test_dma` on Arm."""
+
     keeps_mappings_without_devices = True
 
 
 class ArmFaultEngineTest(Arm, test_fault_engine.StockDriverTest):
-    pass
+    """`test_fault_engine` on Arm, with the stock driver."""
 
 
 class ArmFaultEnginePageRequestTest(Arm, test_fault_engine.PageRequestTest):
+    """`test_fault_engine` on Arm, with the patched driver."""
+
     kernel = staticmethod(lab.arm_patched_kernel)
 
 
 class ArmFaultEngineMisuseTest(Arm, test_fault_engine.MisuseTest):
+    """`test_fault_engine` on Arm: wrong uses."""
+
     kernel = staticmethod(lab.arm_patched_kernel)
 
 
 class ArmPageRequestTest(Arm, test_page_requests.PageRequestTest):
+    """`test_page_requests` on Arm."""
+
     kernel = staticmethod(lab.arm_patched_kernel)
 
 
 class ArmPasidTest(Arm, test_pasids.PasidTest):
+    """`test_pasids` on Arm."""
+
     kernel = staticmethod(lab.arm_patched_kernel)
 
 
 class ArmPciEndpointTest(Arm, test_pci_endpoint.PciEndpointTest):
-    pass
+    """`test_pci_endpoint` on Arm, where messages of interrupts pass through the ITS."""
 
 
 class HostWindowTest(Arm, test_pci_endpoint.FunctionTest):
@@ -135,6 +149,8 @@ class RegistersTest(Arm, test_pci_endpoint.FunctionTest):
 
 
 class WithoutWindowTest(Arm, test_pci_endpoint.FunctionTest):
+    """Without a region of MSI the IOMMU translates messages like any write."""
+
     window = None
     # Linux 7.2 warns when its driver of the ITS takes back messages that the IOMMU's driver has refused.
     known_trouble = re.compile(".*/irq-gic-v3-its.c:.*")
@@ -155,3 +171,7 @@ class WithoutWindowTest(Arm, test_pci_endpoint.FunctionTest):
         for kind in ("msi", "msix"):
             machine.guest.run(f"test-interrupts 0 {kind}")
             machine.guest.run(f"test-interrupt 0 {kind} {VECTORS}")
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

@@ -11,6 +11,8 @@ LENGTH = 4096
 
 
 class BypassTest(FunctionalTest):
+    """The stock driver, with `--boot-bypass on` and `off`."""
+
     def test_before_the_driver_no_endpoint_reaches_memory_with_bypass_off(self):
         backend = self.start_backend("--boot-bypass", "off")
         self.start_machine(backend)
@@ -54,3 +56,7 @@ class BypassTest(FunctionalTest):
             self.assertEqual(control.domain(function)["kind"], "bypass")
             self.assertEqual(control.dma_read(function, TEXT, LENGTH), machine.read_physical(TEXT, LENGTH))
         self.assert_clean(control)
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

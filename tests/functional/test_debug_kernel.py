@@ -68,15 +68,21 @@ class ReportTest(DebugKernel, FunctionalTest):
 
 
 class StockDriverTest(DebugKernel, test_dma.DmaCases, FunctionalTest):
+    """`test_dma` on the debug kernel."""
+
     kernel = staticmethod(lab.debug_kernel)
     keeps_mappings_without_devices = True
 
 
 class PatchedDriverDmaTest(DebugKernel, test_page_requests.PatchedDriverDmaTest):
+    """`test_dma` on the patched debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
 class PatchedDriverPageRequestTest(DebugKernel, test_page_requests.PageRequestTest):
+    """`test_page_requests` on the patched debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
     def test_locks_are_still_checked_after_page_requests(self):
@@ -94,84 +100,124 @@ class PatchedDriverPageRequestTest(DebugKernel, test_page_requests.PageRequestTe
 
 
 class StockDriverBypassTest(DebugKernel, test_bypass.BypassTest):
+    """`test_bypass` on the debug kernel."""
+
     kernel = staticmethod(lab.debug_kernel)
 
 
 class StockDriverProbeTest(DebugKernel, test_probe.ProbeTest):
+    """`test_probe` on the debug kernel."""
+
     kernel = staticmethod(lab.debug_kernel)
 
 
 class StockDriverRequestTest(DebugKernel, test_driver_requests.StockDriverTest):
+    """`test_driver_requests` on the debug kernel."""
+
     kernel = staticmethod(lab.debug_kernel)
 
 
 class StockDriverFaultEngineTest(DebugKernel, test_fault_engine.StockDriverTest):
+    """`test_fault_engine` on the debug kernel, with the stock driver."""
+
     kernel = staticmethod(lab.debug_kernel)
 
 
 class StockDriverLoadTest(DebugKernel, test_load.LoadTest):
+    """`test_load` on the debug kernel."""
+
     kernel = staticmethod(lab.debug_kernel)
 
 
 class PatchedDriverRequestTest(DebugKernel, test_driver_requests.PatchedDriverTest):
+    """`test_driver_requests` on the patched debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
 class PatchedDriverLifecycleTest(DebugKernel, test_lifecycle.LifecycleTest):
+    """`test_lifecycle` on the patched debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
 class PatchedDriverShutdownTest(DebugKernel, test_lifecycle.PatchedDriverShutdownTest):
+    """The shutdown test of `test_lifecycle` on the patched debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
 class NextKernelTest(DebugKernel, test_next_kernel.NextKernelTest):
+    """`test_next_kernel` on the patched debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
 class PasidTest(DebugKernel, test_pasids.PasidTest):
+    """`test_pasids` on the patched debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
 class PatchedDriverCornerTest(DebugKernel, test_page_request_corners.PageRequestCornerTest):
+    """`test_page_request_corners` on the patched debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
 class PatchedDriverEndTest(PcieHotPlug, test_page_request_ends.PageRequestEndTest):
-    pass
+    """`test_page_request_ends` on the patched debug kernel."""
 
 
 class PatchedDriverSuspendTest(DebugKernel, test_suspend.SuspendTest):
+    """`test_suspend` on the patched debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
 class FaultEnginePageRequestTest(DebugKernel, test_fault_engine.PageRequestTest):
+    """`test_fault_engine` on the patched debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
 class FaultEngineMisuseTest(DebugKernel, test_fault_engine.MisuseTest):
+    """`test_fault_engine` on the patched debug kernel: wrong uses."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
 class PciEndpointTest(DebugKernel, test_pci_endpoint.PciEndpointTest):
+    """`test_pci_endpoint` on the debug kernel."""
+
     kernel = staticmethod(lab.debug_kernel)
 
 
 class PatchedDriverPciEndpointTest(DebugKernel, test_pci_endpoint.PatchedDriverTest):
+    """`test_pci_endpoint` on the patched debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
 class OddBitsTest(DebugKernel, test_odd_bits.PatchedDriverTest):
+    """`test_odd_bits` on the patched debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
 class OddBitsPasidTest(DebugKernel, test_odd_bits.PatchedDriverPasidTest):
+    """The PASIDs of `test_odd_bits` on the patched debug kernel."""
+
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
 class HotPlugTest(PcieHotPlug, test_hot_plug.HotPlugTest):
-    pass
+    """`test_hot_plug` on the patched debug kernel."""
 
 
 class QmpTest(PcieHotPlug, test_qmp.QmpTest):
-    pass
+    """`test_qmp` on the patched debug kernel."""
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

@@ -58,6 +58,8 @@ class Terminal:
 
 
 class DemoTest(FunctionalTest):
+    """The demo's third part, and its shell."""
+
     kernel = staticmethod(lab.patched_kernel)
 
     def test_third_part_maps_on_demand_and_draws_it(self):
@@ -104,3 +106,7 @@ class DemoTest(FunctionalTest):
         terminal = self.shell("--kernel", "/nowhere/bzImage")
         terminal.wait_for("qemu-scripts/demo: /nowhere/bzImage does not exist")
         self.assertEqual(terminal.process.wait(SECONDS), 1)
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

@@ -160,11 +160,19 @@ class DmaCases(Base):
 
 
 class LabKernelDmaTest(DmaCases, FunctionalTest):
+    """The lab kernel: VFIO on iommufd."""
+
     kernel = staticmethod(lab.lab_kernel)
     keeps_mappings_without_devices = True
 
 
 class DebianKernelDmaTest(DmaCases, FunctionalTest):
+    """Debian's packaged kernel: VFIO containers."""
+
     kernel = staticmethod(lab.debian_kernel)
     # The last group that leaves a container takes the mappings with it.
     keeps_mappings_without_devices = False
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

@@ -166,12 +166,22 @@ class DriverRequestCases(Base):
 
 
 class StockDriverTest(DriverRequestCases, FunctionalTest):
+    """The driver as it is in Linux."""
+
     kernel = staticmethod(lab.lab_kernel)
 
 
 class PatchedDriverTest(DriverRequestCases, FunctionalTest):
+    """The driver of guest/linux/."""
+
     kernel = staticmethod(lab.patched_kernel)
 
 
 class DebianKernelTest(DriverRequestCases, FunctionalTest):
+    """The driver of Debian's packaged kernel."""
+
     kernel = staticmethod(lab.debian_kernel)
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

@@ -63,6 +63,8 @@ class StockDriverTest(EngineTest):
 
 
 class PageRequestTest(EngineTest):
+    """An engine meets each case of faults, and the patched driver answers."""
+
     kernel = staticmethod(lab.patched_kernel)
 
     def test_the_driver_enables_ats_and_pri_with_a_fault_queue(self):
@@ -292,6 +294,8 @@ class PageRequestTest(EngineTest):
 
 
 class MisuseTest(EngineTest):
+    """What a guest's program does wrong with the engines stays its own trouble."""
+
     kernel = staticmethod(lab.patched_kernel)
 
     def store_loop(self, guest: Guest) -> None:
@@ -387,3 +391,7 @@ class MisuseTest(EngineTest):
         self.assertEqual(self.register(guest, engine_register(0, INVALIDATED)), 1)
         self.assertEqual(self.run_one(guest, "copy", **read)["status"], "translation")
         self.assert_none_outstanding(guest, control)
+
+
+if __name__ == "__main__":
+    EngineTest.main()

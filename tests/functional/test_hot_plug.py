@@ -19,6 +19,8 @@ PLUGGED = "01:00.0"
 
 
 class HotPlugTest(FunctionalTest):
+    """Memory modules, and endpoints in slots of PCI Express."""
+
     def test_module_of_memory_comes_and_goes(self):
         machine, guest, control = self.start(extra=("-m", "512M,slots=1,maxmem=2G"))
         data = pattern(5, 8192)
@@ -84,3 +86,7 @@ class HotPlugTest(FunctionalTest):
             control.execute("endpoint-remove", endpoint=PLUGGED)
         self.assertIn(ENDPOINTS[0], guest.group_types())
         self.assert_clean(control)
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

@@ -21,6 +21,8 @@ DRIVER = "/sys/bus/virtio/drivers/virtio_iommu"
 
 
 class LifecycleTest(FunctionalTest):
+    """The driver's ends, reboots of the guest, and front-ends one after the other."""
+
     def check_translation(self, guest: Guest, control: Control, seed: int) -> None:
         """A buffer of the first endpoint is mapped and read; all is undone."""
         self.attach_vfio(guest, "dev", FIRST, "space")
@@ -196,3 +198,7 @@ class PatchedDriverShutdownTest(FunctionalTest):
             guest.run("reboot")
             guest.wait_ready()
             guest.load("virtio_iommu")
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

@@ -9,6 +9,8 @@ MAPPINGS = 100_000
 
 
 class LoadTest(FunctionalTest):
+    """A hundred thousand mappings, several threads, and the flush queue."""
+
     def map_many(self, command_line: str, threads: int, pages: int):
         _, guest, control = self.start(command_line=command_line)
         guest.run(f"bind {FIRST} dma_map_benchmark")
@@ -31,3 +33,7 @@ class LoadTest(FunctionalTest):
     def test_100_000_mappings_of_16_pages_by_two_threads(self):
         control, _ = self.map_many("iommu.strict=1", threads=2, pages=16)
         self.assertEqual(control.domain(FIRST)["mappings"], 0)
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

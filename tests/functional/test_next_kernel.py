@@ -11,6 +11,8 @@ LENGTH = 0x4000
 
 
 class NextKernelTest(FunctionalTest):
+    """kexec, and the kernel after a panic."""
+
     def check(self, way: str) -> None:
         """Nothing that one kernel has mapped is there for the driver of the next."""
         machine, guest, control = self.start(command_line=CRASH_KERNEL, next_kernels=1)
@@ -39,3 +41,7 @@ class NextKernelTest(FunctionalTest):
 
     def test_kernel_that_is_there_for_a_crash(self):
         self.check("crash")
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

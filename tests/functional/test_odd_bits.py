@@ -89,6 +89,8 @@ class OddBitsCases(Base):
 
 
 class StockDriverTest(OddBitsCases, FunctionalTest):
+    """The driver as it is in Linux."""
+
     kernel = staticmethod(lab.lab_kernel)
 
 
@@ -134,6 +136,8 @@ class PatchedDriverTest(OddBitsCases, PagingTest):
 
 
 class PatchedDriverPasidTest(EngineTest):
+    """PASIDs and the fault engine behind such a back-end."""
+
     kernel = staticmethod(lab.patched_kernel)
     backend = staticmethod(lab.odd_backend)
 
@@ -160,3 +164,7 @@ class PatchedDriverPasidTest(EngineTest):
             guest.run(f"attach-pasid one {UNWRITTEN_PASID} {UNWRITTEN_PASID}")
         self.assertEqual([entry["pasid"] for entry in control.endpoint(FUNCTION)["pasids"]], [5])
         self.assertEqual(control.counters()["requests_unwritten"], 1)
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

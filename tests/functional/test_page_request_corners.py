@@ -16,6 +16,8 @@ CROWD = (*ON_BUS_0, *(f"{1 + port:02x}:00.0" for port in PORTS))
 
 
 class PageRequestCornerTest(PagingTest):
+    """The patched driver, with page requests in unusual numbers and orders."""
+
     def ask(self, pages: list[tuple[int, str]]) -> Call:
         """The first endpoint raises a group as it stands: addresses and kinds of access."""
         asker = self.connect()
@@ -154,3 +156,7 @@ class StockDriverTest(FunctionalTest):
         counters = control.counters()
         self.assertEqual((counters["page_response"], counters["fault_reports"]), (0, 1))
         self.assert_clean(control)
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

@@ -14,6 +14,8 @@ BLOCKED = "blocked until released by user"
 
 
 class PageRequestEndTest(PagingTest):
+    """Each way in which who should answer can go away."""
+
     def fault(self, guest: Guest, function: str = FIRST) -> tuple[Call, str]:
         """An endpoint's read that waits for an answer, and the cookie to answer with."""
         reader = self.connect()
@@ -158,3 +160,7 @@ class PageRequestEndTest(PagingTest):
         counters = control.counters()
         self.assertEqual((counters["page_request_timeouts"], counters["page_response_stale"]), (1, 1))
         self.assert_clean(control)
+
+
+if __name__ == "__main__":
+    PagingTest.main()

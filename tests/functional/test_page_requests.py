@@ -21,6 +21,8 @@ class PatchedDriverDmaTest(DmaCases, FunctionalTest):
 
 
 class StockDriverMapTest(FunctionalTest):
+    """The stock driver, which does not read the status of MAP."""
+
     def test_the_stock_driver_does_not_see_that_the_device_refuses_a_map(self):
         # The patched one does: test_map_that_the_device_refuses_fails_in_the_program__x60.
         _, guest, control = self.start("--max-mappings", "1")
@@ -32,6 +34,8 @@ class StockDriverMapTest(FunctionalTest):
 
 
 class PageRequestTest(PagingTest):
+    """One program in the guest takes page requests, maps memory and answers."""
+
     def test_features_are_negotiated_and_asked_for_at_attach_only_with_a_fault_queue__x2_x6(self):
         _, guest, control = self.start()
         self.assertEqual({"PAGE_REQUEST", "PASID"} & set(control.status()["features"]), {"PAGE_REQUEST", "PASID"})
@@ -157,3 +161,7 @@ class PageRequestTest(PagingTest):
         guest.run(f"write {DRIVER}/unbind {device}")
         self.assertEqual(guest.group_types(), {})
         self.assertEqual(control.status()["domains"], [])
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

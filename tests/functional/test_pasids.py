@@ -17,6 +17,8 @@ from lab_kit.vm.guest import GuestError, pattern
 
 
 class PasidTest(EngineTest):
+    """Address spaces of PASIDs: their own mappings, their own page requests."""
+
     kernel = staticmethod(lab.patched_kernel)
 
     def test_each_pasid_has_its_own_memory_at_the_same_address__x5_x7_x16(self):
@@ -110,3 +112,7 @@ class PasidTest(EngineTest):
         self.assertEqual(self.register(guest, engine_register(0, MARKERS)), 1)
         self.assertEqual(control.counters()["page_request_groups"], 0)
         self.assert_none_outstanding(guest, control)
+
+
+if __name__ == "__main__":
+    EngineTest.main()

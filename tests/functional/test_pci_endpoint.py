@@ -85,6 +85,8 @@ class FunctionTest(FunctionalTest):
 
 
 class PciEndpointTest(FunctionTest):
+    """Transfers, interrupts, and the limits of the IOMMU's mappings."""
+
     def check_mode(self, kind: str, command_line: str) -> None:
         machine, backend = self.start_functions(FIRST, command_line=command_line)
         self.assertEqual(machine.guest.group_types()[FIRST], kind)
@@ -186,6 +188,8 @@ class PciEndpointTest(FunctionTest):
 
 
 class PatchedDriverTest(FunctionTest):
+    """The same driver beside the driver of guest/linux/."""
+
     kernel = staticmethod(lab.patched_kernel)
 
     def test_reboot_during_transfers(self):
@@ -204,3 +208,7 @@ class PatchedDriverTest(FunctionTest):
             guest.load("virtio_iommu")
             guest.load("pci_endpoint_test")
         self.check_transfers(guest)
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

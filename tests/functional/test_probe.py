@@ -10,6 +10,8 @@ DRIVERS_MSI_WINDOW = (0x800_0000, 0x80F_FFFF, "msi")
 
 
 class ProbeTest(FunctionalTest):
+    """Groups, reserved regions, ranges and page sizes, from the guest's sysfs."""
+
     def test_endpoints_of_the_viot_are_in_translated_groups(self):
         _, guest, control = self.start()
         types = guest.group_types()
@@ -79,3 +81,7 @@ class ProbeTest(FunctionalTest):
     def test_page_sizes_of_the_command_line_reach_the_guest(self):
         _, guest, _ = self.start("--page-size-mask", "0x40201000")
         self.assertEqual(len(guest.lines("log page mask: 0x40201000")), 1)
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

@@ -68,6 +68,8 @@ class Relay:
 
 
 class QmpTest(FunctionalTest):
+    """`--qmp` with a QEMU that resets, pauses, unplugs and ends."""
+
     def start_with_qmp(
         self, *options: str, through: pathlib.Path | None = None, next_kernels: int = 0
     ) -> tuple[Machine, Backend]:
@@ -211,3 +213,7 @@ class QmpTest(FunctionalTest):
         self.wait_until("disconnected", lambda: not backend.control.status()["connected"])
         self.wait_until("the loss is told", lambda: "resets are told from pauses" in backend.log.read_text())
         self.assertEqual(backend.stop(), 0)
+
+
+if __name__ == "__main__":
+    FunctionalTest.main()

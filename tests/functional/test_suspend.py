@@ -7,6 +7,8 @@ from lab_kit.vm.guest import Guest, pattern
 
 
 class SuspendTest(PagingTest):
+    """Attachments, mappings and groups across a suspend."""
+
     def suspend(self, guest: Guest) -> None:
         guest.run("write /sys/power/pm_test devices")
         guest.run("write /sys/power/state freeze")
@@ -46,3 +48,7 @@ class SuspendTest(PagingTest):
         guest.run(f"answer one {fault['cookie']} success")
         self.assertEqual(read.result(), pattern(3, 16))
         self.assert_clean(control)
+
+
+if __name__ == "__main__":
+    PagingTest.main()

@@ -36,6 +36,11 @@ class FunctionalTest(unittest.TestCase):
     # The back-end that they start.
     backend = staticmethod(lab.backend)
 
+    @staticmethod
+    def main() -> None:
+        """Runs the tests of one file: `python3 tests/functional/test_dma.py`."""
+        unittest.main()
+
     def setUp(self) -> None:
         try:
             self.machine_type.qemu(), self.backend(), self.machine_type.init(), self.kernel()

@@ -453,7 +453,7 @@ fn removing_an_endpoint_answers_its_waiting_accesses() {
     );
     let answer = client.receive();
     assert_eq!(answer["error"]["class"], "PageRequestFailed");
-    assert!(daemon.host.endpoint(EndpointId(40)).is_none());
+    assert!(!daemon.host.has_endpoint(EndpointId(40)));
 }
 
 #[test]

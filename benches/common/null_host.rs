@@ -21,7 +21,10 @@ impl Host for NullHost {
             input_range: IovaRange::ALL,
         }
     }
-    fn endpoint(&self, _: EndpointId) -> Option<EndpointProperties> {
+    fn has_endpoint(&self, _: EndpointId) -> bool {
+        true
+    }
+    fn properties(&self, _: EndpointId) -> Option<EndpointProperties> {
         Some(EndpointProperties::default())
     }
     fn create_domain(&self, _: DomainId, _: SharedMappings) -> Result<(), HostError> {

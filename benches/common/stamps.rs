@@ -60,8 +60,11 @@ impl<H: Host> Host for TimedHost<H> {
     fn limits(&self) -> Limits {
         self.inner.limits()
     }
-    fn endpoint(&self, endpoint: EndpointId) -> Option<EndpointProperties> {
-        self.inner.endpoint(endpoint)
+    fn has_endpoint(&self, endpoint: EndpointId) -> bool {
+        self.inner.has_endpoint(endpoint)
+    }
+    fn properties(&self, endpoint: EndpointId) -> Option<EndpointProperties> {
+        self.inner.properties(endpoint)
     }
     fn create_domain(&self, domain: DomainId, mappings: SharedMappings) -> Result<(), HostError> {
         self.inner.create_domain(domain, mappings)

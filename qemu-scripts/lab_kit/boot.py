@@ -89,7 +89,7 @@ def _command(host: Host, init: pathlib.Path) -> list[str]:
         "-fsdev", "local,id=f,path=/,security_model=none", "-device", "virtio-9p-pci,fsdev=f,mount_tag=hostfs",
     ]  # fmt: skip
     if host.iommu:
-        command += ["-device", IOMMU, "-device", "edu"]
+        command += ["-device", IOMMU, "-device", "edu,dma_mask=0xffffffff"]
     return command + host.extra
 
 

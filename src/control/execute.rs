@@ -115,7 +115,7 @@ impl Context {
     }
 
     fn endpoint(&self, endpoint: EndpointId) -> Answer {
-        if self.host.host().endpoint(endpoint).is_none() {
+        if !self.host.host().has_endpoint(endpoint) {
             return Err(setup_error(&SetupError::NoEndpoint(endpoint)));
         }
         let functions = self.host.functions();
@@ -134,7 +134,7 @@ impl Context {
                 "'qemu-id' is for a process that was started with --qmp",
             ));
         }
-        if self.host.host().endpoint(spec.id).is_some() {
+        if self.host.host().has_endpoint(spec.id) {
             return Err(setup_error(&SetupError::EndpointExists(spec.id)));
         }
         self.host

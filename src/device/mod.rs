@@ -389,7 +389,7 @@ impl Device {
         }
         let properties = self
             .host
-            .endpoint(endpoint)
+            .properties(endpoint)
             .ok_or(SetupError::NoEndpoint(endpoint))?;
         let new = Endpoint::new(endpoint, properties, &self.config.reserved_regions)?;
         if probe::size(&new) > self.probe_size {

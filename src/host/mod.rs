@@ -253,8 +253,11 @@ pub trait Host: Send + Sync {
     /// What all endpoints have in common. Fixed once the device exists.
     fn limits(&self) -> Limits;
 
-    /// What an endpoint can do; `None` when the host does not have it.
-    fn endpoint(&self, endpoint: EndpointId) -> Option<EndpointProperties>;
+    /// Whether the host has an endpoint.
+    fn has_endpoint(&self, endpoint: EndpointId) -> bool;
+
+    /// What an endpoint can do, as found out when it was added; `None` when the host does not have it.
+    fn properties(&self, endpoint: EndpointId) -> Option<EndpointProperties>;
 
     /// Makes an address space for a new domain. The table is empty; the device keeps it up to date, and a
     /// host may read it whenever it needs, and never writes to it.

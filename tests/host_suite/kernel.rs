@@ -98,12 +98,13 @@ impl Kernel {
                     "/dev/iommu: {error}: the host suite runs as root in the lab kernel: qemu-scripts/test host"
                 )
             });
-        let mut command = [12u32, 0, 0];
-        ioctl(&file, IOMMU_IOAS_ALLOC, &mut command).unwrap();
-        Self {
-            file,
-            nursery: command[2],
-        }
+        let nursery = new_address_space(&file);
+        Self { file, nursery }
+    }
+
+    /// Makes another address space that is not the host's.
+    pub fn address_space(&self) -> u32 {
+        new_address_space(&self.file)
     }
 
     /// A descriptor for the host.
@@ -279,6 +280,12 @@ impl Drop for Access<'_> {
         // SAFETY: the kernel made the descriptor for this value, and nothing else closes it.
         unsafe { libc::close(self.fd as i32) };
     }
+}
+
+fn new_address_space(context: &File) -> u32 {
+    let mut command = [12u32, 0, 0];
+    ioctl(context, IOMMU_IOAS_ALLOC, &mut command).unwrap();
+    command[2]
 }
 
 /// Two 32-bit fields side by side.

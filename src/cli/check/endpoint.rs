@@ -40,7 +40,7 @@ pub(super) fn section(tree: &Tree, endpoint: &EndpointSpec, trial: Trial<'_>) ->
         return None;
     };
     let mut findings = vec![access(path)];
-    let device = Device::find(tree, path);
+    let device = SysfsDevice::find(tree, path);
     if let Some(device) = &device {
         findings.extend([
             device.group(),
@@ -89,14 +89,14 @@ fn access(path: &Path) -> Finding {
 }
 
 /// A device as sysfs has it.
-struct Device<'a> {
+struct SysfsDevice<'a> {
     tree: &'a Tree,
     directory: PathBuf,
     /// Its PCI address on this machine.
     address: String,
 }
 
-impl<'a> Device<'a> {
+impl<'a> SysfsDevice<'a> {
     fn find(tree: &'a Tree, path: &Path) -> Option<Self> {
         let name = path.file_name()?;
         let directory = Path::new("sys/class/vfio-dev").join(name).join("device");
@@ -272,7 +272,7 @@ fn bound(host: &IommufdHost, id: EndpointId, path: &Path) -> Vec<Finding> {
     if let Err(error) = host.add_endpoint(id, source, None) {
         return vec![super::refused(IN_USE, &error)];
     }
-    let Some(properties) = host.endpoint(id) else {
+    let Some(properties) = host.properties(id) else {
         return vec![Finding::missing(
             IN_USE,
             "it is gone",
@@ -373,8 +373,8 @@ mod tests {
         test
     }
 
-    fn device(test: &TestTree) -> Device<'_> {
-        Device::find(&test.tree, Path::new("/dev/vfio/devices/vfio0")).unwrap()
+    fn device(test: &TestTree) -> SysfsDevice<'_> {
+        SysfsDevice::find(&test.tree, Path::new("/dev/vfio/devices/vfio0")).unwrap()
     }
 
     #[test]
@@ -392,7 +392,7 @@ mod tests {
     #[test]
     fn a_device_that_vfio_does_not_have_is_not_found() {
         let test = TestTree::new(&[]);
-        assert!(Device::find(&test.tree, Path::new("/dev/vfio/devices/vfio0")).is_none());
+        assert!(SysfsDevice::find(&test.tree, Path::new("/dev/vfio/devices/vfio0")).is_none());
     }
 
     #[test]

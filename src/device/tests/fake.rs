@@ -213,7 +213,11 @@ impl Host for FakeHost {
         self.limits
     }
 
-    fn endpoint(&self, endpoint: EndpointId) -> Option<EndpointProperties> {
+    fn has_endpoint(&self, endpoint: EndpointId) -> bool {
+        self.inner.lock().unwrap().endpoints.contains_key(&endpoint)
+    }
+
+    fn properties(&self, endpoint: EndpointId) -> Option<EndpointProperties> {
         self.inner.lock().unwrap().endpoints.get(&endpoint).cloned()
     }
 

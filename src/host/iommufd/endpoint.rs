@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use iommufd_bindings as uapi;
 
-use super::attach::Attach;
 use super::context::Context;
+use super::device::Attach;
 use super::fault::FaultQueue;
 use super::kernel::{self, CallError};
 use super::lender::Lender;
@@ -17,7 +17,7 @@ use crate::spec::{Iova, Pasid, PasidFlags, ResvMemSubtype};
 
 /// Where a requester is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct Attached {
     pub to: Attachment,
     /// The page table that it is attached to.
     pub hwpt: u32,
@@ -40,8 +40,8 @@ pub(super) struct Endpoint {
     pub blocked: AddressSpace,
     /// Who else has the device.
     pub lender: Option<Lender>,
-    pub place: Place,
-    pub pasids: BTreeMap<Pasid, Place>,
+    pub attached: Attached,
+    pub pasids: BTreeMap<Pasid, Attached>,
 }
 
 impl Endpoint {
@@ -61,7 +61,7 @@ impl Endpoint {
             fault_queue: None,
         };
         let (hwpt, needs) = block(context, &mut blocked, needs, &*device)?;
-        let place = Place {
+        let attached = Attached {
             to: Attachment::Blocked,
             hwpt,
         };
@@ -94,7 +94,7 @@ impl Endpoint {
             alignment,
             blocked,
             lender: None,
-            place,
+            attached,
             pasids: BTreeMap::new(),
         })
     }
@@ -128,18 +128,6 @@ impl Endpoint {
             Some(lender) => Owner::FrontEnd {
                 maps_memory: lender.identity().is_some(),
             },
-        }
-    }
-
-    /// Reads again what can be mapped, which can become less with time. Only while it is blocked: elsewhere other
-    /// endpoints narrow it too.
-    pub fn refresh_allowed(&mut self) {
-        if self.place.to != Attachment::Blocked {
-            return;
-        }
-        match self.blocked.ioas().allowed() {
-            Ok((allowed, alignment)) => (self.allowed, self.alignment) = (allowed, alignment),
-            Err(error) => log::error!("{error}"),
         }
     }
 

@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::context::{Context, Object};
 use super::kernel::{self, CallError};
@@ -31,10 +32,10 @@ pub(super) struct FaultQueue {
     // The descriptor is closed before the object is destroyed.
     file: File,
     object: Object,
-    book: Mutex<Book>,
+    ledger: Mutex<FaultLedger>,
 }
 
-struct Book {
+struct FaultLedger {
     /// Ids of devices in the context.
     endpoints: HashMap<u32, EndpointId>,
     /// Read and not answered.
@@ -49,7 +50,7 @@ impl FaultQueue {
         Ok(Self {
             file,
             object,
-            book: Mutex::new(Book {
+            ledger: Mutex::new(FaultLedger {
                 endpoints: HashMap::new(),
                 outstanding: HashMap::new(),
                 buffer: vec![0; BATCH * FAULT_LEN],
@@ -66,34 +67,35 @@ impl FaultQueue {
         self.file.as_raw_fd()
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ledger(&self) -> MutexGuard<'_, FaultLedger> {
+        self.ledger.lock()
     }
 
     /// From now on, page requests of the device are the endpoint's.
     pub fn add(&self, dev_id: u32, endpoint: EndpointId) {
-        self.book().endpoints.insert(dev_id, endpoint);
+        self.ledger().endpoints.insert(dev_id, endpoint);
     }
 
     /// The endpoint is gone, and the kernel has answered its groups.
     pub fn remove(&self, dev_id: u32, endpoint: EndpointId) {
-        let mut book = self.book();
-        book.endpoints.remove(&dev_id);
-        book.outstanding
+        let mut ledger = self.ledger();
+        ledger.endpoints.remove(&dev_id);
+        ledger
+            .outstanding
             .retain(|_, requester| requester.endpoint != endpoint);
     }
 
     /// The requester moved, and the kernel has answered its groups.
     pub fn withdraw(&self, requester: Requester) {
-        self.book()
+        self.ledger()
             .outstanding
             .retain(|_, other| *other != requester);
     }
 
     /// Answers the groups of a requester that stays where it is.
     pub fn refuse(&self, requester: Requester) {
-        let mut book = self.book();
-        book.outstanding.retain(|&cookie, other| {
+        let mut ledger = self.ledger();
+        ledger.outstanding.retain(|&cookie, other| {
             if *other != requester {
                 return true;
             }
@@ -106,13 +108,13 @@ impl FaultQueue {
 
     /// Reads what has come, a batch at most.
     pub fn take(&self, sink: &mut dyn FnMut(HostEvent)) {
-        let mut book = self.book();
-        let Book {
+        let mut ledger = self.ledger();
+        let FaultLedger {
             endpoints,
             outstanding,
             buffer,
             strangers,
-        } = &mut *book;
+        } = &mut *ledger;
         let length = self.read(buffer);
         let mut faults = buffer[..length]
             .chunks_exact(FAULT_LEN)
@@ -180,19 +182,19 @@ impl FaultQueue {
 
     /// Answers a group.
     pub fn respond(&self, cookie: Cookie, answer: Answer) -> Result<(), HostError> {
-        let mut book = self.book();
+        let mut ledger = self.ledger();
         let number = u32::try_from(cookie.0).map_err(|_| HostError::NoGroup(cookie))?;
-        if !book.outstanding.contains_key(&number) {
+        if !ledger.outstanding.contains_key(&number) {
             return Err(HostError::NoGroup(cookie));
         }
         match write_answer(&self.file, number, answer) {
             Ok(()) => {
-                book.outstanding.remove(&number);
+                ledger.outstanding.remove(&number);
                 Ok(())
             }
             // The kernel does not have it any more.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                book.outstanding.remove(&number);
+                ledger.outstanding.remove(&number);
                 Err(HostError::NoGroup(cookie))
             }
             Err(error) => Err(HostError::Internal(format!(

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The calls to the kernel: the one place with `unsafe` code.
+//! The calls to the kernel, as in `linux/iommufd.h` and `linux/vfio.h`.
 //!
-//! Every command is a structure of the kernel's header that carries its own length; the kernel reads it and
-//! writes it back. So the safe functions here take `&mut`, fix the pairing of number and structure, and check
-//! whatever pointer a structure holds.
+//! Every command is a structure of these headers that carries its own length; the kernel reads it and writes it
+//! back. So the safe functions here take `&mut`, fix the pairing of number and structure, and check whatever pointer a
+//! structure holds.
+//!
+//! All calls are made here. `unsafe` outside of this file is only the promise that goes with
+//! [`map_user_memory`]: `context` passes it on, and `memory` makes it.
 #![expect(unsafe_code, reason = "ioctl and its memory")]
 
 use std::fs::File;
@@ -11,6 +14,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
 
 use iommufd_bindings as uapi;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vfio_bindings::bindings::vfio::{
     VFIO_BASE, vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd,
     vfio_device_detach_iommufd_pt, vfio_pci_dependent_device, vfio_pci_hot_reset_info,
@@ -85,9 +89,44 @@ plain! {
 }
 
 #[cfg(feature = "iommufd-test")]
-commands! { super::mock::TestCommand: "IOMMU_TEST_CMD" = uapi::IOMMUFD_CMD_BASE + 32; }
+commands! { TestCommand: "IOMMU_TEST_CMD" = uapi::IOMMUFD_CMD_BASE + 32; }
 #[cfg(feature = "iommufd-test")]
-plain! { super::mock::TestCommand }
+plain! { TestCommand }
+
+/// `struct iommu_test_cmd` of `drivers/iommu/iommufd/iommufd_test.h`, for the commands that take no address of this
+/// process.
+#[cfg(feature = "iommufd-test")]
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct TestCommand {
+    size: u32,
+    op: u32,
+    id: u32,
+    reserved: u32,
+    /// The union of the arguments of all commands.
+    arguments: [u32; 12],
+    last: u32,
+    padding: u32,
+}
+
+#[cfg(feature = "iommufd-test")]
+const _: () = assert!(size_of::<TestCommand>() == 72);
+
+#[cfg(feature = "iommufd-test")]
+impl TestCommand {
+    /// Command `op` on the object `id`. `op` is one whose first two arguments, both of 32 bits, are no addresses.
+    pub fn new(op: u32, id: u32, [first, second]: [u32; 2]) -> Self {
+        let mut arguments = [0; 12];
+        (arguments[0], arguments[1]) = (first, second);
+        Self {
+            size: size_of::<Self>() as u32,
+            op,
+            id,
+            arguments,
+            ..Self::default()
+        }
+    }
+}
 
 /// The most devices that a hot reset may concern.
 const MAX_DEPENDENT: usize = 64;
@@ -282,28 +321,18 @@ pub(super) fn hot_reset_info(device: BorrowedFd<'_>) -> Result<Vec<Dependent>, C
 
 /// Whether a file's pages are memory and nothing else, as IOMMU_IOAS_MAP_FILE needs it.
 pub(super) fn is_memory_file(file: &File) -> bool {
-    // SAFETY: integers only, for which zero is a value.
-    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the descriptor is open, the structure is ours to write.
-    let result = unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) };
-    result == 0 && [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&stat.f_type)
+    rustix::fs::fstatfs(file)
+        .is_ok_and(|stat| [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&stat.f_type))
 }
 
 /// Bytes in a page of this machine.
 pub(super) fn page_size() -> u64 {
-    // SAFETY: no argument but a number.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    u64::try_from(size).unwrap_or(4096)
+    rustix::param::page_size() as u64
 }
 
 /// Whether reading would give something, at this moment.
 pub(super) fn is_readable(file: &File) -> bool {
-    let mut poll = libc::pollfd {
-        fd: file.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: one element, ours to write.
-    let result = unsafe { libc::poll(&mut poll, 1, 0) };
-    result == 1 && poll.revents & libc::POLLIN != 0
+    let mut fds = [PollFd::new(file, PollFlags::IN)];
+    let ready = poll(&mut fds, Some(&Timespec::default()));
+    ready == Ok(1) && fds[0].revents().contains(PollFlags::IN)
 }

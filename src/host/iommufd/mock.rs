@@ -1,29 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Devices on the mock bus of a kernel built with CONFIG_IOMMUFD_TEST: real iommufd with only the hardware
-//! replaced. For tests; the same commands serve the test program.
+//! Devices on the mock bus of a kernel built with CONFIG_IOMMUFD_TEST, for tests. Everything but the hardware is the
+//! kernel's own iommufd.
 
-use super::attach::Attach;
 use super::context::{Context, destroy};
+use super::device::Attach;
 use super::group::Group;
-use super::kernel::{self, CallError};
-
-/// `struct iommu_test_cmd` of the kernel's test interface.
-///
-/// Some commands take an address of this process; those that a device needs do not.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub(super) struct TestCommand {
-    size: u32,
-    op: u32,
-    id: u32,
-    reserved: u32,
-    /// The union of the arguments of all commands.
-    arguments: [u32; 12],
-    last: u32,
-    padding: u32,
-}
-
-const _: () = assert!(size_of::<TestCommand>() == 72);
+use super::kernel::{self, CallError, TestCommand};
 
 const MOCK_DOMAIN_REPLACE: u32 = 10;
 const PASID_ATTACH: u32 = 18;
@@ -46,15 +28,7 @@ impl MockDevice {
     }
 
     fn call(&self, op: u32, first: u32, second: u32) -> Result<(), CallError> {
-        let mut arguments = [0; 12];
-        (arguments[0], arguments[1]) = (first, second);
-        let mut command = TestCommand {
-            size: size_of::<TestCommand>() as u32,
-            op,
-            id: self.stdev,
-            arguments,
-            ..Default::default()
-        };
+        let mut command = TestCommand::new(op, self.stdev, [first, second]);
         kernel::call(self.context.fd(), &mut command)
     }
 }

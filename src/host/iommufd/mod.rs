@@ -14,18 +14,18 @@
 //! A virtio domain is one IOAS; every endpoint of it is attached to a page table (HWPT) of that IOAS, which the kernel
 //! keeps up to date. Moving an endpoint is one replace in the kernel: at every moment it is in one place.
 //!
-//! Files: `kernel` (the calls), `context` (objects in an iommufd), `attach`, `vfio`, `mock` (devices), `group` (IOMMU
-//! groups), `lender` (who shares a device), `space` (an address space and its page tables), `memory` (guest memory),
-//! `endpoint`, `fault` (page requests), `moves` (between attachments), `startup` (what can be wrong at the start),
-//! `error`.
+//! Files: `kernel` (the calls), `context` (objects in an iommufd), `device`, `vfio`, `mock` (devices), `group` (IOMMU
+//! groups), `lender` (the owner of a shared device), `space` (an address space and its page tables), `memory` (guest
+//! memory), `endpoint`, `fault` (page requests), `state` (attachments, and what concerns several address spaces),
+//! `startup` (what can be wrong at the start), `error`.
 //!
 //! # Locks
 //! *state* (domains, endpoints, memory) is held across every call to the kernel that changes them, however long it
 //! takes. The fault queue has a lock of its own, taken after *state* or alone: reading and answering page requests
 //! waits for no mapping.
 
-mod attach;
 mod context;
+mod device;
 mod endpoint;
 mod error;
 mod fault;
@@ -35,16 +35,17 @@ mod lender;
 mod memory;
 #[cfg(feature = "iommufd-test")]
 mod mock;
-mod moves;
 mod space;
 mod startup;
+mod state;
 mod vfio;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
+use parking_lot::{Mutex, MutexGuard};
 use vm_memory::GuestMemoryMmap;
 
 use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
@@ -56,14 +57,14 @@ use crate::spec::{DomainId, EndpointId, Iova};
 
 pub use startup::{GroupMate, SetupError, open_iommufd, pinning_limit};
 
-use attach::Attach;
 use context::{Context, access_flags};
+use device::Attach;
 use endpoint::Endpoint;
 use fault::FaultQueue;
 use lender::Lender;
 use memory::GuestMemory;
-use moves::Bypass;
 use space::AddressSpace;
+use state::Bypass;
 use vfio::VfioDevice;
 
 /// Commands given to iommufd and VFIO by this process so far, for benchmarks.
@@ -150,7 +151,7 @@ impl IommufdHost {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// What the kernel has.
@@ -281,10 +282,13 @@ impl Host for IommufdHost {
         })
     }
 
-    fn endpoint(&self, endpoint: EndpointId) -> Option<EndpointProperties> {
-        let mut state = self.state();
-        let endpoint = state.endpoints.get_mut(&endpoint)?;
-        endpoint.refresh_allowed();
+    fn has_endpoint(&self, endpoint: EndpointId) -> bool {
+        self.state().endpoints.contains_key(&endpoint)
+    }
+
+    fn properties(&self, endpoint: EndpointId) -> Option<EndpointProperties> {
+        let state = self.state();
+        let endpoint = state.endpoints.get(&endpoint)?;
         let input_range = self
             .limits
             .get()

@@ -15,8 +15,8 @@ use vfio_bindings::bindings::vfio::{
     vfio_device_detach_iommufd_pt,
 };
 
-use super::attach::Attach;
 use super::context::{Context, FIRST_IDS};
+use super::device::Attach;
 use super::group::{Group, link_name};
 use super::kernel::{self, CallError, Dependent};
 use super::startup::SetupError;
@@ -174,7 +174,7 @@ fn own_id(file: &File, listed: &[Dependent]) -> Option<u32> {
 /// The device of an open VFIO device in sysfs.
 fn sysfs_path(file: &File) -> io::Result<PathBuf> {
     let number = file.metadata()?.rdev();
-    let (major, minor) = (libc::major(number), libc::minor(number));
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
     Ok(format!("/sys/dev/char/{major}:{minor}/device").into())
 }
 

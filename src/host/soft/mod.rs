@@ -263,7 +263,11 @@ impl Host for SoftHost {
         }
     }
 
-    fn endpoint(&self, endpoint: EndpointId) -> Option<EndpointProperties> {
+    fn has_endpoint(&self, endpoint: EndpointId) -> bool {
+        self.find(endpoint).is_some()
+    }
+
+    fn properties(&self, endpoint: EndpointId) -> Option<EndpointProperties> {
         self.find(endpoint).map(|e| e.properties.clone())
     }
 

@@ -10,7 +10,7 @@ use vhost_device_iommu::spec::ResvMemSubtype;
 /// There is one device.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Addresses that the device can put on the bus have 28 bits.
+/// Low addresses, which every device can put on the bus.
 const SOURCE: u64 = 0x80_0000;
 const TARGET: u64 = 0xa0_0000;
 
@@ -88,7 +88,7 @@ fn bypass_of_a_shared_device_is_the_mapping_of_who_shares_it() {
     bench.kernel.map_file(monitors, &region);
     device.attach(monitors);
     add_shared(&bench, &device);
-    let owner = bench.host.endpoint(EndpointId(1)).unwrap().owner;
+    let owner = bench.host.properties(EndpointId(1)).unwrap().owner;
     assert_eq!(owner, Owner::FrontEnd { maps_memory: true });
 
     fill(&bench, 0, 0x5a);
@@ -116,6 +116,33 @@ fn bypass_of_a_shared_device_is_the_mapping_of_who_shares_it() {
 }
 
 #[test]
+fn bypass_leaves_holes_out_and_maps_the_rest() {
+    const DOORBELLS: u64 = 0xfee0_0000;
+    let _turn = turn();
+    let bench = Bench::new();
+    // With two address spaces that are not the host's, neither is taken for the front-end's mapping of guest memory.
+    bench.kernel.address_space();
+    // Guest memory on both sides of the hole, and over it; and some that a mock device reaches too.
+    let around = bench.ram.region(DOORBELLS - 4 * MIB, 0, 8 * MIB);
+    let low = bench.ram.region(16 * MIB, 8 * MIB, MIB);
+    bench.update_memory(&[], &[around, low]).unwrap();
+    let device = Edu::open(&bench.kernel);
+    add_shared(&bench, &device);
+    let mock = bench.endpoint(2);
+    for endpoint in [1, 2] {
+        bench.attach(endpoint, Attachment::Bypass).unwrap();
+    }
+    assert!(bench.reaches(mock, 16 * MIB, MIB, 8 * MIB));
+    fill(&bench, 3 * MIB, 0x5a);
+    device.read(DOORBELLS - MIB, 4096);
+    device.write(DOORBELLS + MIB, 4096);
+    assert_eq!(page(&bench, 5 * MIB), [0x5a; 4096]);
+    device.write(16 * MIB, 4096);
+    assert_eq!(page(&bench, 8 * MIB), [0x5a; 4096]);
+    bench.host.remove_endpoint(EndpointId(1));
+}
+
+#[test]
 fn a_device_of_its_own_says_what_it_can_do_and_is_let_go() {
     let _turn = turn();
     for _ in 0..2 {
@@ -125,7 +152,7 @@ fn a_device_of_its_own_says_what_it_can_do_and_is_let_go() {
             .host
             .add_endpoint(EndpointId(1), source, None)
             .unwrap();
-        let properties = bench.host.endpoint(EndpointId(1)).unwrap();
+        let properties = bench.host.properties(EndpointId(1)).unwrap();
         // It has no page request interface.
         assert!(!properties.page_requests);
         let doorbells = properties

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::attach::Attach;
 use super::context::{Context, READ_WRITE, access_flags};
-use super::endpoint::{Endpoint, Place};
+use super::device::Attach;
+use super::endpoint::{Attached, Endpoint};
 use super::fault::FaultQueue;
 use super::kernel::CallError;
 use super::memory::{GuestMemory, Region};
@@ -108,8 +108,8 @@ impl State {
     ) -> Result<(), HostError> {
         let id = requester.endpoint;
         let endpoint = self.endpoints.get(&id).ok_or(HostError::NoEndpoint(id))?;
-        let old = endpoint.place_of(requester);
-        if old.map_or(Attachment::Blocked, |place| place.to) == to {
+        let old = endpoint.attached_of(requester);
+        if old.map_or(Attachment::Blocked, |attached| attached.to) == to {
             return Ok(());
         }
         if let Some(old) = old
@@ -119,7 +119,7 @@ impl State {
             if let Some(faults) = faults {
                 faults.refuse(requester);
             }
-            self.set_place(requester, Some(Place { to, ..old }));
+            self.set_attached(requester, Some(Attached { to, ..old }));
             return Ok(());
         }
         let new = self
@@ -128,7 +128,7 @@ impl State {
         if let Some(old) = old {
             self.leave(id, old);
         }
-        self.set_place(requester, new);
+        self.set_attached(requester, new);
         // The kernel has answered what the old attachment had raised.
         if let Some(faults) = faults {
             faults.withdraw(requester);
@@ -144,7 +144,7 @@ impl State {
         requester: Requester,
         attached: bool,
         to: Attachment,
-    ) -> Result<Option<Place>, CallError> {
+    ) -> Result<Option<Attached>, CallError> {
         let missing = CallError {
             call: "attach",
             errno: libc::ENOENT,
@@ -183,11 +183,11 @@ impl State {
                 self.bypass[index].space.enter(context, needs, attach)
             }
         }?;
-        Ok(Some(Place { to, hwpt }))
+        Ok(Some(Attached { to, hwpt }))
     }
 
     /// Counts a requester out of a page table that it is not attached to any more.
-    fn leave(&mut self, id: EndpointId, old: Place) {
+    fn leave(&mut self, id: EndpointId, old: Attached) {
         let Some(endpoint) = self.endpoints.get_mut(&id) else {
             return;
         };
@@ -207,14 +207,14 @@ impl State {
         }
     }
 
-    fn set_place(&mut self, requester: Requester, place: Option<Place>) {
+    fn set_attached(&mut self, requester: Requester, attached: Option<Attached>) {
         let Some(endpoint) = self.endpoints.get_mut(&requester.endpoint) else {
             return;
         };
-        match (requester.pasid, place) {
-            (Some(pasid), Some(place)) => drop(endpoint.pasids.insert(pasid, place)),
+        match (requester.pasid, attached) {
+            (Some(pasid), Some(attached)) => drop(endpoint.pasids.insert(pasid, attached)),
             (Some(pasid), None) => drop(endpoint.pasids.remove(&pasid)),
-            (None, Some(place)) => endpoint.place = place,
+            (None, Some(attached)) => endpoint.attached = attached,
             (None, None) => {}
         }
     }
@@ -233,9 +233,9 @@ impl State {
         if let Err(error) = endpoint.device.release() {
             log::error!("endpoint {id}: {error}");
         }
-        let place = endpoint.place;
-        for place in pasids.into_values().chain([place]) {
-            self.leave(id, place);
+        let attached = endpoint.attached;
+        for attached in pasids.into_values().chain([attached]) {
+            self.leave(id, attached);
         }
         if let Some(endpoint) = self.endpoints.remove(&id)
             && let Some(faults) = faults
@@ -314,9 +314,9 @@ impl Domain {
 
 impl Endpoint {
     /// Where a requester of this endpoint is; `None` for a PASID that is attached to nothing.
-    fn place_of(&self, requester: Requester) -> Option<Place> {
+    fn attached_of(&self, requester: Requester) -> Option<Attached> {
         match requester.pasid {
-            None => Some(self.place),
+            None => Some(self.attached),
             Some(pasid) => self.pasids.get(&pasid).copied(),
         }
     }

@@ -22,7 +22,7 @@ use crate::os::inherited::{self as sys, Signals, SocketKind};
 use crate::os::seccomp;
 use crate::os::socket_file::SocketFile;
 use crate::qmp::{self, Qmp};
-use crate::transport::{self, Options, Resets, Source};
+use crate::transport::{self, DriverLife, Options, Source};
 
 /// Any failure: it is only printed.
 type Failure = Box<dyn Error>;
@@ -74,13 +74,13 @@ pub fn serve(args: &ServeArgs) -> Result<(), Failure> {
         )?),
         None => None,
     };
-    let resets = Arc::new(Resets::default());
+    let driver_life = Arc::new(DriverLife::default());
     let qmp = match &args.qmp {
         Some(path) => {
             let context = qmp::Context {
                 device: Arc::clone(&device),
                 host: host.clone(),
-                resets: Arc::clone(&resets),
+                driver_life: Arc::clone(&driver_life),
                 names,
             };
             Some(Qmp::start(path.clone(), context, &stop)?)
@@ -91,7 +91,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), Failure> {
     confine(args.seccomp)?;
     let options = Options {
         poll: Duration::from_micros(args.poll_us.into()),
-        resets,
+        driver_life,
     };
     let result = transport::serve(device, host.host(), source, &options, &stop);
     stop.write(1)?;

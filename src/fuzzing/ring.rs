@@ -18,9 +18,10 @@ use crate::host::soft::{SoftHost, Transfer, default_properties};
 use crate::host::{PageRequest, Requester};
 use crate::spec::{DomainId, EndpointId, EventFlags, Features, Iova, Pasid};
 use crate::transport::MAX_QUEUE_SIZE;
+use crate::transport::batch::DeviceBatch;
 use crate::transport::event_queue::EventRing;
 use crate::transport::polling::Polling;
-use crate::transport::requests::{DeviceBatch, Service};
+use crate::transport::request_worker::Service;
 use crate::transport::ring::Ring;
 
 /// Two adjacent regions.

@@ -13,7 +13,7 @@
 //! Events and vhost-user messages come over two sockets, so their order here is not QEMU's. QEMU stops the queues,
 //! waiting for our answer, before it sends `RESET`; so a `RESET` always finds them stopped, or is late and finds that
 //! a driver is on its way again. Such a one changes nothing: the ring's base has told already
-//! ([`Resets`]).
+//! ([`DriverLife`]).
 //!
 //! QEMU (from 8.2 on) stops the queues for a pause when it calls the machine paused already, and calls it running
 //! before it starts them. It carries out commands only after either, and starting them includes messages that it waits
@@ -54,7 +54,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::device::Device;
 use crate::endpoints::Names;
 use crate::endpoints::host::AnyHost;
-use crate::transport::{Resets, Stop};
+use crate::transport::{DriverLife, Stop};
 use client::{Client, ClientError, Waiter};
 use message::Event;
 
@@ -71,7 +71,7 @@ pub struct Context {
     /// Its host.
     pub host: AnyHost,
     /// Whether a driver is on its way.
-    pub resets: Arc<Resets>,
+    pub driver_life: Arc<DriverLife>,
     /// Which endpoint is which device of QEMU.
     pub names: Arc<Names>,
 }
@@ -86,7 +86,7 @@ impl Qmp {
     /// A descriptor or the thread cannot be made.
     pub fn start(path: PathBuf, context: Context, stop: &EventFd) -> io::Result<Self> {
         let queues = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        context.resets.tell(queues.try_clone()?);
+        context.driver_life.set_stop_event(queues.try_clone()?);
         let waiter = Waiter::new(stop, queues)?;
         let listener = Listener {
             path,
@@ -157,14 +157,14 @@ impl Listener {
 
     fn follow(&mut self, client: &mut Client) -> Result<std::convert::Infallible, ClientError> {
         self.paused = None;
-        self.asked = Some(self.context.resets.open_stop());
+        self.asked = Some(self.context.driver_life.undecided_stop());
         client.ask()?;
         loop {
             if let Some(event) = client.event(&self.waiter)? {
                 self.carry_out(&event);
             }
             // One at a time, so that an answer belongs to what was known when it was asked for.
-            let stop = self.context.resets.open_stop();
+            let stop = self.context.driver_life.undecided_stop();
             if stop.is_some() && stop != self.paused && self.asked.is_none() {
                 self.asked = Some(stop);
                 client.ask()?;
@@ -195,7 +195,7 @@ impl Listener {
                 log::info!("QMP: the machine's state is {status}");
                 match self.asked.take().flatten() {
                     Some(stop) if status == RUNNING => {
-                        if context.resets.machine_runs(stop, &context.device) {
+                        if context.driver_life.machine_runs(stop, &context.device) {
                             log::info!(
                                 "QMP: the driver has ended; what it has mapped stays for devices that have not"
                             );
@@ -204,7 +204,7 @@ impl Listener {
                     stop => self.paused = stop,
                 }
             }
-            Event::Reset if context.resets.machine_was_reset(&context.device) => {
+            Event::Reset if context.driver_life.machine_was_reset(&context.device) => {
                 log::info!("QMP: the machine was reset, and so is the device");
             }
             Event::Reset => {

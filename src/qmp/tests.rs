@@ -35,7 +35,7 @@ impl Bench {
         let context = Context {
             device: Arc::new(device),
             host,
-            resets: Arc::default(),
+            driver_life: Arc::default(),
             names: Arc::default(),
         };
         context.names.add(ENDPOINT, "dev0");
@@ -68,13 +68,13 @@ impl Bench {
 
     /// A driver comes, and its queues stop.
     fn run_driver(&self) {
-        self.context.resets.driver_comes();
-        self.context.resets.queues_stopped();
+        self.context.driver_life.driver_comes();
+        self.context.driver_life.queues_stopped();
     }
 
     /// Whether nobody has told yet whether the last stop is a pause.
-    fn has_open_stop(&self) -> bool {
-        self.context.resets.open_stop().is_some()
+    fn has_undecided_stop(&self) -> bool {
+        self.context.driver_life.undecided_stop().is_some()
     }
 
     fn has_endpoint(&self) -> bool {
@@ -193,10 +193,10 @@ fn queues_that_stop_while_the_machine_runs_are_a_drivers_end() {
     let device = &bench.context.device;
     for _ in 0..2 {
         bench.run_driver();
-        assert!(bench.has_open_stop());
+        assert!(bench.has_undecided_stop());
         monitor.expect("query-status");
         monitor.state("running");
-        bench.wait_for(|| !bench.has_open_stop());
+        bench.wait_for(|| !bench.has_undecided_stop());
     }
     // What is reset is so for the next one.
     assert_eq!(device.counters().resets.get(), 0);
@@ -214,17 +214,17 @@ fn queues_that_stop_with_the_machine_are_a_pause_until_it_goes_on() {
     monitor.event("STOP", "{}");
     monitor.state("paused");
     // QEMU starts the queues before it says more.
-    bench.context.resets.driver_comes();
+    bench.context.driver_life.driver_comes();
     monitor.event("RESUME", "{}");
-    bench.context.resets.queues_stopped();
+    bench.context.driver_life.queues_stopped();
     monitor.expect("query-status");
     monitor.state("paused");
-    assert!(bench.has_open_stop());
+    assert!(bench.has_undecided_stop());
     // The driver ended before the pause, and does not come back with its end.
     monitor.event("RESUME", "{}");
     monitor.expect("query-status");
     monitor.state("running");
-    bench.wait_for(|| !bench.has_open_stop());
+    bench.wait_for(|| !bench.has_undecided_stop());
 }
 
 #[test]
@@ -239,9 +239,9 @@ fn an_answer_from_before_the_stop_says_nothing() {
     monitor.state("running");
     // It asks again.
     monitor.expect("query-status");
-    assert!(bench.has_open_stop());
+    assert!(bench.has_undecided_stop());
     monitor.state("running");
-    bench.wait_for(|| !bench.has_open_stop());
+    bench.wait_for(|| !bench.has_undecided_stop());
 }
 
 #[test]
@@ -252,14 +252,14 @@ fn a_drivers_end_that_was_not_heard_of_is_found_at_the_next_connection() {
     drop(bench.greeted());
     bench.run_driver();
     let mut monitor = bench.greeted();
-    bench.wait_for(|| !bench.has_open_stop());
+    bench.wait_for(|| !bench.has_undecided_stop());
     // What refuses to tell its state is listened to all the same.
     bench.run_driver();
     monitor.expect("query-status");
     monitor.say(r#"{"error": {"class": "CommandNotFound", "desc": "no"}}"#);
     monitor.deleted("dev0");
     bench.wait_for(|| !bench.has_endpoint());
-    assert!(bench.has_open_stop());
+    assert!(bench.has_undecided_stop());
 }
 
 #[test]

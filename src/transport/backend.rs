@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What one connection does: the answers to vhost-user messages, and the request worker.
+//! What one connection does: the answers to vhost-user messages.
 //!
 //! Locks, in this order: the request worker's own, the vring's, then the device's.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_user_backend::{VhostUserBackend, VringState};
+use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
@@ -22,14 +22,12 @@ use crate::device::Device;
 use crate::host::MemoryRegion;
 use crate::os::inherited;
 use crate::spec::{EVENT_QUEUE, NUM_QUEUES, REQUEST_QUEUE};
+use crate::transport::driver_life::DriverLife;
 use crate::transport::fault_worker::FaultShared;
-use crate::transport::lifecycle::{Lifecycle, Resets};
 use crate::transport::memory::Regions;
 #[cfg(odd_bits)]
-use crate::transport::odd_bits::{self, OddBatch};
-use crate::transport::polling::Polling;
-use crate::transport::requests::{DeviceBatch, Held, Served, Service};
-use crate::transport::ring::{Ring, RingError};
+use crate::transport::odd_bits;
+use crate::transport::request_worker::RequestWorker;
 use crate::transport::vring::Vring;
 use crate::transport::{MAX_QUEUE_SIZE, Memory};
 
@@ -42,20 +40,11 @@ pub(super) struct Backend {
     memory: Memory,
     faults: Arc<FaultShared>,
     regions: Mutex<Regions>,
-    worker: Mutex<RequestWorker>,
+    requests: RequestWorker,
     /// The vrings, once their workers have seen them.
     vrings: [OnceLock<Vring>; NUM_QUEUES],
-    closing: AtomicBool,
-    resets: Arc<Resets>,
+    driver_life: Arc<DriverLife>,
     truncation_told: AtomicBool,
-}
-
-struct RequestWorker {
-    held: Vec<Held>,
-    polling: Polling,
-    lifecycle: Lifecycle,
-    /// The state of the vring when it was found broken: until the front-end changes it, it is left alone.
-    broken_at: Option<u32>,
 }
 
 impl Backend {
@@ -64,29 +53,30 @@ impl Backend {
         memory: Memory,
         faults: Arc<FaultShared>,
         poll: Duration,
-        resets: Arc<Resets>,
+        driver_life: Arc<DriverLife>,
     ) -> Self {
+        let requests = RequestWorker::new(
+            Arc::clone(&device),
+            memory.clone(),
+            Arc::clone(&faults),
+            poll,
+            Arc::clone(&driver_life),
+        );
         Self {
             device,
             memory,
             faults,
             regions: Mutex::default(),
-            worker: Mutex::new(RequestWorker {
-                held: Vec::new(),
-                polling: Polling::new(poll),
-                lifecycle: Lifecycle::new(Arc::clone(&resets)),
-                broken_at: None,
-            }),
+            requests,
             vrings: [OnceLock::new(), OnceLock::new()],
-            closing: AtomicBool::new(false),
-            resets,
+            driver_life,
             truncation_told: AtomicBool::new(false),
         }
     }
 
     /// Makes the workers leave what they do.
     pub fn close(&self) {
-        self.closing.store(true, Ordering::SeqCst);
+        self.requests.close();
     }
 
     /// The front-end is gone, and no worker runs any more: takes guest memory away.
@@ -95,17 +85,13 @@ impl Backend {
         self.memory_changed();
     }
 
-    fn worker(&self) -> MutexGuard<'_, RequestWorker> {
-        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn memory_changed(&self) {
         // A worker that looked at the memory before has let go of it after this.
         for vring in self.vrings.iter().filter_map(OnceLock::get) {
             vring.interrupt();
         }
         let memory = self.memory.memory();
-        let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut regions = self.regions.lock();
         let difference = regions.update(&memory);
         if difference.removed.is_empty() && difference.added.is_empty() {
             return;
@@ -135,81 +121,6 @@ impl Backend {
                  against that, as QEMU's memory-backend-memfd does",
                 region.gpa
             );
-        }
-    }
-
-    fn serve_requests(&self, vring: &Vring) {
-        let mut worker = self.worker();
-        loop {
-            let mut state = vring.serve();
-            let served = worker.serve(self, vring, &mut state);
-            drop(state);
-            match served {
-                Some(Served::Interrupted) if !self.is_closing() => vring.stand_back(),
-                Some(Served::Broken(error)) => {
-                    worker.broken_at = Some(vring.changes());
-                    if self.device.counters().rings_broken.increment_and_log() {
-                        log::warn!(
-                            "the request queue is left alone until it is started again: {error}"
-                        );
-                    }
-                    return;
-                }
-                _ => return,
-            }
-        }
-    }
-
-    fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Relaxed)
-    }
-}
-
-impl RequestWorker {
-    /// `None` when the queue is not to be served.
-    fn serve(
-        &mut self,
-        backend: &Backend,
-        vring: &Vring,
-        state: &mut VringState<Memory>,
-    ) -> Option<Served> {
-        if !state.is_enabled() || !state.get_queue().ready() || backend.is_closing() {
-            return None;
-        }
-        let memory = backend.memory.memory();
-        if self
-            .lifecycle
-            .started(vring.starts(), state.get_queue(), &memory, &backend.device)
-        {
-            backend.faults.wake();
-        }
-        if self.broken_at == Some(vring.changes()) {
-            return None;
-        }
-        let notify = || {
-            if let Err(error) = state.signal_used_queue() {
-                log::debug!("the driver cannot be notified of requests: {error}");
-            }
-        };
-        let mut service = Service {
-            held: &mut self.held,
-            polling: &mut self.polling,
-            notify,
-            interrupted: || vring.is_wanted() || backend.is_closing(),
-        };
-        let batch = || DeviceBatch::new(&backend.device);
-        #[cfg(odd_bits)]
-        let batch = || OddBatch::new(batch());
-        let result: Result<_, RingError> = Ring::new(&memory, state.get_queue()).map(|mut ring| {
-            let served = service.run(&mut ring, batch, || backend.faults.wake());
-            (ring.saved(), served)
-        });
-        match result {
-            Ok((saved, served)) => {
-                saved.restore(state.get_queue_mut());
-                Some(served)
-            }
-            Err(error) => Some(Served::Broken(error)),
         }
     }
 }
@@ -242,7 +153,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn acked_features(&self, features: u64) {
-        self.resets.driver_comes();
+        self.driver_life.driver_comes();
         self.device.negotiate(features);
     }
 
@@ -255,7 +166,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn reset_device(&self) {
-        self.worker().lifecycle.reset();
+        self.requests.reset();
         self.device.reset();
         self.faults.wake();
     }
@@ -297,14 +208,7 @@ impl VhostUserBackend for Backend {
         if index == u32::from(REQUEST_QUEUE)
             && let Some(vring) = self.vrings[0].get()
         {
-            // The worker has left, or is about to.
-            vring.interrupt();
-            let mut worker = self.worker();
-            let state = vring.serve();
-            let memory = self.memory.memory();
-            worker
-                .lifecycle
-                .stopped(vring.starts(), state.get_queue(), &memory, &self.device);
+            self.requests.stopped(vring);
         }
         Ok(())
     }
@@ -326,7 +230,7 @@ impl VhostUserBackend for Backend {
         };
         let vring = known.get_or_init(|| vring.clone());
         if thread == usize::from(REQUEST_QUEUE) {
-            self.serve_requests(vring);
+            self.requests.serve(vring);
         } else {
             self.faults.set_vring(Some(vring));
         }

@@ -2,16 +2,18 @@
 //! vhost-user: carries the device to a front-end.
 //!
 //! ```text
-//! front-end ── messages ── backend ── lifecycle, memory
-//! request queue ── ring, chain ── requests (polling) ── device
-//! event queue ── ring, chain ── event_queue ── fault_worker ── device, host
+//! front-end ── messages ── backend ── memory ── device, host
+//! request queue ── ring, chain ── request_worker (polling, lifecycle) ── batch ── device
+//! event queue ── ring, chain ── fault_worker ── event_queue ── device, host
 //! ```
 //!
 //! A connection has a daemon of vhost-user-backend with two threads: the *request worker* and one that tells the
 //! *fault worker* of kicks of the event queue. The fault worker outlives connections; so does the device.
 
 mod backend;
+pub(crate) mod batch;
 mod chain;
+mod driver_life;
 pub(crate) mod event_queue;
 mod fault_worker;
 mod guest;
@@ -25,7 +27,7 @@ mod memory;
 mod odd_bits;
 pub(crate) mod polling;
 mod relay;
-pub(crate) mod requests;
+pub(crate) mod request_worker;
 pub(crate) mod ring;
 mod vring;
 
@@ -47,7 +49,7 @@ use crate::os::poller::Poller;
 use crate::transport::backend::{Backend, EXIT};
 use crate::transport::fault_worker::FaultWorker;
 
-pub use lifecycle::{Resets, Stop};
+pub use driver_life::{DriverLife, Stop};
 
 /// The most entries that a virtqueue can have.
 pub const MAX_QUEUE_SIZE: usize = 1024;
@@ -72,15 +74,15 @@ pub enum Source {
 pub struct Options {
     /// The longest time that the request queue is watched before its worker sleeps; zero: not at all.
     pub poll: Duration,
-    /// Resets that others than the front-end tell.
-    pub resets: Arc<Resets>,
+    /// What QMP knows of the driver's life.
+    pub driver_life: Arc<DriverLife>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             poll: Duration::from_micros(200),
-            resets: Arc::default(),
+            driver_life: Arc::default(),
         }
     }
 }
@@ -119,7 +121,7 @@ pub fn serve(
         memory,
         faults,
         poll: effective_poll(options.poll),
-        resets: Arc::clone(&options.resets),
+        driver_life: Arc::clone(&options.driver_life),
     };
     match source {
         Source::Listen(listener) => server.listen(&listener, stop),
@@ -152,7 +154,7 @@ struct Server {
     memory: Memory,
     faults: FaultWorker,
     poll: Duration,
-    resets: Arc<Resets>,
+    driver_life: Arc<DriverLife>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -202,7 +204,7 @@ impl Server {
             self.memory.clone(),
             Arc::clone(faults),
             self.poll,
-            Arc::clone(&self.resets),
+            Arc::clone(&self.driver_life),
         ));
         // The library's own way to end its workers leaks a descriptor each; an event of ours that fails does not.
         let exit = new_event()?;
@@ -242,7 +244,7 @@ impl Server {
         // What was raised so far is not for the next driver.
         self.device.service_events(None, Instant::now());
         self.device.disconnect();
-        self.resets.front_end_is_gone();
+        self.driver_life.front_end_is_gone();
         backend.forget_memory();
         faults.wake();
         Ok(Ok(()))

@@ -24,9 +24,9 @@ use crate::device::{Finished, Reply, Step};
 use crate::spec::{
     Attach, AttachFlags, Config, EVENT_LEN, Event, EventFlags, PageRequestProperty, PasidFlags,
     PasidProperty, PropertyHead, PropertyType, RequestType, ResvMemProperty, ResvMemSubtype,
-    TAIL_LEN,
+    Status, TAIL_LEN,
 };
-use crate::transport::requests::Execute;
+use crate::transport::batch::Execute;
 
 /// `reserved` is set: the driver ignores the report (E70).
 const RESERVED: u64 = 1 << 12;
@@ -157,6 +157,11 @@ impl<B: Execute> Execute for OddBatch<B> {
         self.batch.broken();
     }
 
+    /// With its reserved bytes set.
+    fn tail(status: Status) -> [u8; TAIL_LEN] {
+        [status as u8, 0xff, 0xff, 0xff]
+    }
+
     fn finish(self) -> Finished {
         self.batch.finish()
     }
@@ -217,15 +222,11 @@ pub(super) fn config(mut space: [u8; size_of::<Config>()]) -> [u8; size_of::<Con
     space
 }
 
-/// A tail with its reserved bytes set.
-pub(super) fn tail([status, ..]: [u8; TAIL_LEN]) -> [u8; TAIL_LEN] {
-    [status, 0xff, 0xff, 0xff]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::spec::{FAULT_REPORT_LEN, FaultReport};
+    use crate::transport::batch::DeviceBatch;
 
     const READ: u32 = EventFlags::READ.bits() | EventFlags::ADDRESS.bits();
 
@@ -360,6 +361,9 @@ mod tests {
 
     #[test]
     fn a_tail_keeps_its_status() {
-        assert_eq!(tail([4, 0, 0, 0]), [4, 0xff, 0xff, 0xff]);
+        assert_eq!(
+            OddBatch::<DeviceBatch<'_>>::tail(Status::Inval),
+            [Status::Inval as u8, 0xff, 0xff, 0xff]
+        );
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
-use vhost_device_iommu::transport::Resets;
+use vhost_device_iommu::transport::DriverLife;
 
 use crate::common::guest::REQUESTS;
 use crate::common::requests::{READ, attach, map};
@@ -20,10 +20,10 @@ fn connect(server: &Server) -> Guest {
 }
 
 /// A server, and where somebody else than its front-end tells it of resets.
-fn told_of_resets() -> (Server, Arc<Resets>) {
+fn told_of_resets() -> (Server, Arc<DriverLife>) {
     let options = ServerOptions::default();
-    let resets = Arc::clone(&options.transport.resets);
-    (Server::start(options), resets)
+    let driver_life = Arc::clone(&options.transport.driver_life);
+    (Server::start(options), driver_life)
 }
 
 fn a_map() -> Vec<u8> {
@@ -112,10 +112,10 @@ fn a_driver_that_stopped_after_65536_requests_goes_on_at_0() {
 
 #[test]
 fn a_reset_of_the_machine_is_told_while_the_queues_stand() {
-    let (server, resets) = told_of_resets();
+    let (server, driver_life) = told_of_resets();
     let mut guest = mapped(&server);
     let bases = guest.stop();
-    assert!(resets.machine_was_reset(&server.device));
+    assert!(driver_life.machine_was_reset(&server.device));
     assert!(server.device.status().domains.is_empty());
     // What would be a driver that goes on is a new one.
     guest.start(bases);
@@ -130,11 +130,11 @@ fn a_reset_of_the_machine_is_told_while_the_queues_stand() {
 
 #[test]
 fn the_end_of_a_driver_is_no_pause() {
-    let (server, resets) = told_of_resets();
+    let (server, driver_life) = told_of_resets();
     let mut guest = mapped(&server);
     let bases = guest.stop();
-    let stop = resets.open_stop().unwrap();
-    assert!(resets.machine_runs(stop, &server.device));
+    let stop = driver_life.undecided_stop().unwrap();
+    assert!(driver_life.machine_runs(stop, &server.device));
     // Devices that are still to be shut down have their translations.
     assert_eq!(server.device.counters().resets.get(), 0);
     assert_eq!(server.device.status().domains.len(), 1);
@@ -145,26 +145,26 @@ fn the_end_of_a_driver_is_no_pause() {
     // Nothing is left to tell of that stop, nor of one before.
     assert_eq!(guest.request(&attach(1, 8, 0)), OK);
     let bases = guest.stop();
-    let next = resets.open_stop().unwrap();
-    assert!(!resets.machine_runs(stop, &server.device));
+    let next = driver_life.undecided_stop().unwrap();
+    assert!(!driver_life.machine_runs(stop, &server.device));
     guest.start(bases);
-    assert!(!resets.machine_runs(next, &server.device));
+    assert!(!driver_life.machine_runs(next, &server.device));
     assert_eq!(guest.request(&a_map()), OK);
 }
 
 #[test]
 fn a_reset_that_is_told_late_leaves_the_next_driver_alone() {
-    let (server, resets) = told_of_resets();
+    let (server, driver_life) = told_of_resets();
     let mut guest = mapped(&server);
     guest.stop();
     guest.start_anew();
     assert_eq!(guest.request(&attach(1, 8, 0)), OK);
-    assert!(!resets.machine_was_reset(&server.device));
+    assert!(!driver_life.machine_was_reset(&server.device));
     assert_eq!(guest.request(&a_map()), OK);
     assert_eq!(server.device.counters().resets.get(), 1);
     drop(guest);
     wait_until("the front-end to be gone", || {
-        resets.machine_was_reset(&server.device)
+        driver_life.machine_was_reset(&server.device)
     });
 }
 

@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The request queue: from descriptor chains to the device and back.
+//! A batch of requests: from descriptor chains to the device and back.
 //!
 //! Nothing here allocates, formats or takes a lock per request.
-
-use std::hint::spin_loop;
-use std::time::Instant;
 
 use crate::device::{Device, Finished, Reply, Requests, Step};
 use crate::spec::{Status, TAIL_LEN};
 use crate::transport::chain::TailPlace;
-use crate::transport::polling::Polling;
 use crate::transport::ring::{Ring, RingError};
 
 /// Requests are shown to the driver as used after so many, so that it goes on while the rest of a batch is served.
@@ -17,9 +13,6 @@ const PUBLISH_EVERY: u16 = 16;
 
 /// The longest buffer of a PROBE that is filled: no device has more properties. Longer ones are INVAL.
 const MAX_PROPERTIES: u32 = 1 << 20;
-
-/// How often the clock is read while polling: once in so many looks at the ring.
-const LOOKS_PER_CLOCK: u32 = 16;
 
 /// What carries a batch of requests out: [`Requests`], or a stand-in for it.
 pub trait Execute {
@@ -29,6 +22,10 @@ pub trait Execute {
     fn properties(&self) -> &[u8];
     /// A chain was broken, and goes back unwritten.
     fn broken(&mut self);
+    /// The tail that carries a status (R19: the reserved bytes are zero).
+    fn tail(status: Status) -> [u8; TAIL_LEN] {
+        [status as u8, 0, 0, 0]
+    }
     /// See [`Requests::finish`].
     fn finish(self) -> Finished;
 }
@@ -77,114 +74,8 @@ pub(crate) struct Held {
     tail: TailPlace,
 }
 
-/// What serving a ring for a while came to.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Served {
-    /// There is nothing to do until the driver kicks.
-    Idle,
-    /// Somebody wants the ring.
-    Interrupted,
-    /// The ring cannot be served.
-    Broken(RingError),
-}
-
-/// What a worker needs besides the ring.
-pub(crate) struct Service<'a, N, I> {
-    pub held: &'a mut Vec<Held>,
-    pub polling: &'a mut Polling,
-    /// Notifies the driver.
-    pub notify: N,
-    /// Whether somebody wants the ring.
-    pub interrupted: I,
-}
-
-impl<N: Fn(), I: Fn() -> bool> Service<'_, N, I> {
-    /// Serves the ring until nothing comes any more. `batch` begins a batch; `events_wanted` is called when one
-    /// says so.
-    pub fn run<B: Execute>(
-        &mut self,
-        ring: &mut Ring<'_>,
-        batch: impl Fn() -> B,
-        events_wanted: impl Fn(),
-    ) -> Served {
-        match self.run_until(ring, batch, events_wanted) {
-            Ok(served) => served,
-            Err(error) => Served::Broken(error),
-        }
-    }
-
-    fn run_until<B: Execute>(
-        &mut self,
-        ring: &mut Ring<'_>,
-        batch: impl Fn() -> B,
-        events_wanted: impl Fn(),
-    ) -> Result<Served, RingError> {
-        if ring.pending()? == 0 {
-            // A spurious wake-up, or one before the first request: no reason to watch.
-            if !ring.enable_kicks(0)? {
-                return Ok(Served::Idle);
-            }
-        }
-        self.polling.woken(Instant::now());
-        loop {
-            ring.disable_kicks();
-            while ring.pending()? != 0 {
-                if pass(ring, batch(), self.held)?.events_wanted {
-                    events_wanted();
-                }
-                if ring.wants_interrupt() {
-                    (self.notify)();
-                }
-                if (self.interrupted)() {
-                    return Ok(Served::Interrupted);
-                }
-            }
-            match self.watch(ring)? {
-                Watch::Paid => continue,
-                Watch::Interrupted => return Ok(Served::Interrupted),
-                Watch::Expired => {}
-            }
-            // What came in while asking for a kick may come without one.
-            if !ring.enable_kicks(0)? {
-                return Ok(Served::Idle);
-            }
-        }
-    }
-
-    /// Watches the ring, without kicks, for as long as that is likely to pay.
-    fn watch(&mut self, ring: &Ring<'_>) -> Result<Watch, RingError> {
-        let window = self.polling.window();
-        let start = Instant::now();
-        self.polling.idle(start);
-        if window.is_zero() {
-            return Ok(Watch::Expired);
-        }
-        loop {
-            for _ in 0..LOOKS_PER_CLOCK {
-                if ring.pending()? != 0 {
-                    self.polling.paid();
-                    return Ok(Watch::Paid);
-                }
-                if (self.interrupted)() {
-                    return Ok(Watch::Interrupted);
-                }
-                spin_loop();
-            }
-            if start.elapsed() >= window {
-                return Ok(Watch::Expired);
-            }
-        }
-    }
-}
-
-enum Watch {
-    Paid,
-    Interrupted,
-    Expired,
-}
-
 /// Carries out what is available now, as one batch.
-pub(crate) fn pass<B: Execute>(
+pub(crate) fn serve_available<B: Execute>(
     ring: &mut Ring<'_>,
     mut batch: B,
     held: &mut Vec<Held>,
@@ -199,7 +90,7 @@ pub(crate) fn pass<B: Execute>(
     ring.publish();
     let finished = batch.finish();
     if let Some(status) = finished.settled {
-        settle(ring, held, status);
+        answer_held::<B>(ring, held, status);
         ring.publish();
     }
     Ok(finished)
@@ -221,7 +112,7 @@ fn serve_next<B: Execute>(ring: &mut Ring<'_>, batch: &mut B, held: &mut Vec<Hel
         chain.writable_len as usize,
     );
     if let Some(status) = step.settled {
-        settle(ring, held, status);
+        answer_held::<B>(ring, held, status);
     }
     let status = match step.reply {
         Reply::Status(status) => status,
@@ -239,7 +130,7 @@ fn serve_next<B: Execute>(ring: &mut Ring<'_>, batch: &mut B, held: &mut Vec<Hel
         }
         Reply::Properties => properties(ring, batch, head, chain.writable_len),
     };
-    chain.tail.write(&mut ring.view, tail(status));
+    chain.tail.write(&mut ring.view, B::tail(status));
     ring.give_back(head, chain.writable_len);
 }
 
@@ -257,17 +148,10 @@ fn properties<B: Execute>(ring: &mut Ring<'_>, batch: &B, head: u16, writable_le
     }
 }
 
-fn settle(ring: &mut Ring<'_>, held: &mut Vec<Held>, status: Status) {
+/// Answers the requests whose status is known by now.
+fn answer_held<B: Execute>(ring: &mut Ring<'_>, held: &mut Vec<Held>, status: Status) {
     for request in held.drain(..) {
-        request.tail.write(&mut ring.view, tail(status));
+        request.tail.write(&mut ring.view, B::tail(status));
         ring.give_back(request.head, request.written);
     }
-}
-
-/// R19: the reserved bytes are zero.
-fn tail(status: Status) -> [u8; TAIL_LEN] {
-    let tail = [status as u8, 0, 0, 0];
-    #[cfg(odd_bits)]
-    let tail = crate::transport::odd_bits::tail(tail);
-    tail
 }

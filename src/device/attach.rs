@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Where endpoints are: ATTACH, DETACH, bypass and reset (§ ATTACH, § DETACH, § Device initialization).
 
-use crate::device::domain::{Domain, DomainKind, Paging};
-use crate::device::endpoint::{Endpoint, Membership, Place};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use crate::device::domain::{Domain, DomainKind, Left, Paging};
+use crate::device::endpoint::{Endpoint, Membership, Residence};
 use crate::device::request::{Attach, Detach};
 use crate::device::{Device, State};
-use crate::host::mapping::IovaRange;
 use crate::host::{Attachment, HostError, PageRequests, Requester};
 use crate::spec::{DomainId, EndpointId, Pasid, Status};
 
@@ -24,7 +26,11 @@ impl Device {
         match state.domains.get(&request.domain) {
             // A30
             Some(domain) if domain.is_bypass() != request.bypass => return Err(Status::Inval),
-            Some(domain) => check_reserved(domain, endpoint)?,
+            Some(domain) => {
+                if let DomainKind::Paging(paging) = &domain.kind {
+                    paging.check_reserved(&endpoint.reserved)?;
+                }
+            }
             None => {
                 // R22
                 let (first, last) = self.config.domain_range;
@@ -34,7 +40,7 @@ impl Device {
                 // Leaving a domain as the last one makes room for another.
                 let ends = old
                     .and_then(|old| state.domains.get(&old.domain))
-                    .is_some_and(|d| d.members == 1);
+                    .is_some_and(Domain::has_one_requester);
                 if state.domains.len() - usize::from(ends) >= self.config.max_domains {
                     return Err(Status::NoMem);
                 }
@@ -49,25 +55,23 @@ impl Device {
             endpoint: request.endpoint,
             pasid: request.pasid,
         };
-        self.enter(state, request.domain, request.bypass)?;
+        self.enter(state, request.domain, request.endpoint, request.bypass)?;
         if let Err(error) = self.move_requester(requester, attachment(membership, request.bypass)) {
-            self.leave(state, request.domain);
-            return Err(self.failed(&error));
+            self.leave(state, request.domain, request.endpoint);
+            return Err(self.count_host_error(&error));
         }
         let Some(endpoint) = state.endpoints.get_mut(&request.endpoint) else {
             return Err(Status::NoEnt);
         };
-        match request.pasid {
-            Some(pasid) => drop(endpoint.pasids.insert(pasid, membership)),
-            None => endpoint.place = Place::Attached(membership),
-        }
+        endpoint
+            .residence
+            .set(request.pasid, Residence::Attached(membership));
         if request.page_request {
-            endpoint.failed = false;
+            endpoint.page_requests_off = false;
         }
         if let Some(old) = old {
-            self.leave(state, old.domain);
+            self.leave(state, old.domain, request.endpoint);
         }
-        self.refresh_reserved(state, request.domain);
         Ok(())
     }
 
@@ -109,26 +113,26 @@ impl Device {
         match pasid {
             Some(pasid) => {
                 self.move_requester(requester, Attachment::Blocked)
-                    .map_err(|error| self.failed(&error))?;
-                endpoint.pasids.remove(&pasid);
+                    .map_err(|error| self.count_host_error(&error))?;
+                endpoint.residence.remove(pasid);
             }
             None => {
-                endpoint.place = self
+                endpoint.residence.plain = self
                     .to_unattached(requester, bypass)
-                    .map_err(|error| self.failed(&error))?;
+                    .map_err(|error| self.count_host_error(&error))?;
             }
         }
-        self.leave(state, old.domain);
+        self.leave(state, old.domain, id);
         Ok(())
     }
 
     /// Moves a requester to where unattached ones are; blocked where bypass cannot be had.
-    fn to_unattached(&self, requester: Requester, bypass: bool) -> Result<Place, HostError> {
+    fn to_unattached(&self, requester: Requester, bypass: bool) -> Result<Residence, HostError> {
         if bypass {
             match self.move_requester(requester, Attachment::Bypass) {
-                Ok(()) => return Ok(Place::Bypass),
+                Ok(()) => return Ok(Residence::Bypass),
                 Err(error) => {
-                    self.failed(&error);
+                    self.count_host_error(&error);
                     log::error!(
                         "{requester}: bypass refused by the host, blocked instead: {error}"
                     );
@@ -136,7 +140,7 @@ impl Device {
             }
         }
         self.move_requester(requester, Attachment::Blocked)?;
-        Ok(Place::Blocked)
+        Ok(Residence::Blocked)
     }
 
     /// Puts an endpoint that is not attached where the config space says (B25).
@@ -147,11 +151,12 @@ impl Device {
         };
         let bypass = configured && endpoint.may_bypass(connected);
         let wanted = if bypass {
-            Place::Bypass
+            Residence::Bypass
         } else {
-            Place::Blocked
+            Residence::Blocked
         };
-        if matches!(endpoint.place, Place::Attached(_)) || endpoint.place == wanted {
+        let is = endpoint.residence.plain;
+        if is.membership().is_some() || is == wanted {
             return;
         }
         let requester = Requester {
@@ -159,7 +164,7 @@ impl Device {
             pasid: None,
         };
         match self.to_unattached(requester, bypass) {
-            Ok(place) => endpoint.place = place,
+            Ok(residence) => endpoint.residence.plain = residence,
             Err(error) => log::error!("{requester}: the host cannot block it: {error}"),
         }
     }
@@ -195,7 +200,7 @@ impl Device {
             }
             self.place_unattached(state, id);
             if let Some(endpoint) = state.endpoints.get_mut(&id) {
-                endpoint.failed = false;
+                endpoint.page_requests_off = false;
             }
         }
         state.driver_ready = false;
@@ -207,7 +212,7 @@ impl Device {
         let Some(endpoint) = state.endpoints.get_mut(&id) else {
             return;
         };
-        endpoint.failed = true;
+        endpoint.page_requests_off = true;
         let reporting: Vec<_> = endpoint
             .memberships()
             .filter(|(_, membership)| membership.page_requests == PageRequests::Reported)
@@ -221,13 +226,10 @@ impl Device {
                 endpoint: id,
                 pasid,
             };
-            match pasid {
-                Some(pasid) => drop(endpoint.pasids.insert(pasid, off)),
-                None => endpoint.place = Place::Attached(off),
-            }
+            endpoint.residence.set(pasid, Residence::Attached(off));
             if let Err(error) = self.move_requester(requester, attachment(off, false)) {
                 // The host still raises them: answer what is there, and whatever comes.
-                self.failed(&error);
+                self.count_host_error(&error);
                 let mut book = self.book();
                 let groups = book.refuse(&*self.host, &self.counters, requester);
                 self.counters.page_request_withdrawn.add(groups);
@@ -251,71 +253,55 @@ impl Device {
         Ok(())
     }
 
-    /// Counts a requester in, making the domain when it is the first.
-    fn enter(&self, state: &mut State, id: DomainId, bypass: bool) -> Result<(), Status> {
-        if let Some(domain) = state.domains.get_mut(&id) {
-            domain.members += 1;
-            return Ok(());
-        }
-        let kind = if bypass {
-            DomainKind::Bypass
-        } else {
-            let paging = Paging::new();
-            self.host
-                .create_domain(id, paging.mappings.clone())
-                .map_err(|error| self.failed(&error))?;
-            DomainKind::Paging(paging)
+    /// Counts a requester of an endpoint in, making the domain when it is the first.
+    fn enter(
+        &self,
+        state: &mut State,
+        id: DomainId,
+        endpoint: EndpointId,
+        bypass: bool,
+    ) -> Result<(), Status> {
+        let domain = match state.domains.entry(id) {
+            Entry::Occupied(domain) => domain.into_mut(),
+            Entry::Vacant(place) => place.insert(Domain::new(if bypass {
+                DomainKind::Bypass
+            } else {
+                let paging = Paging::new();
+                self.host
+                    .create_domain(id, paging.mappings.clone())
+                    .map_err(|error| self.count_host_error(&error))?;
+                DomainKind::Paging(paging)
+            })),
         };
-        state.domains.insert(id, Domain { kind, members: 1 });
+        if domain.enter(endpoint) {
+            refresh_reserved(domain, &state.endpoints);
+        }
         Ok(())
     }
 
-    /// Counts a requester out. D39: the domain ends with its last, and its mappings with it.
-    pub(super) fn leave(&self, state: &mut State, id: DomainId) {
+    /// Counts a requester of an endpoint out. D39: the domain ends with its last, and its mappings with it.
+    pub(super) fn leave(&self, state: &mut State, id: DomainId, endpoint: EndpointId) {
         let Some(domain) = state.domains.get_mut(&id) else {
             return;
         };
-        domain.members -= 1;
-        if domain.members > 0 {
-            self.refresh_reserved(state, id);
-            return;
-        }
-        if let Some(Domain {
-            kind: DomainKind::Paging(paging),
-            ..
-        }) = state.domains.remove(&id)
-        {
-            state.mappings -= paging.read().len();
-            self.host.destroy_domain(id);
-        }
-    }
-
-    /// Collects what the endpoints of a domain have reserved (V62).
-    fn refresh_reserved(&self, state: &mut State, id: DomainId) {
-        let Some(Domain {
-            kind: DomainKind::Paging(paging),
-            ..
-        }) = state.domains.get_mut(&id)
-        else {
-            return;
-        };
-        paging.reserved.clear();
-        for endpoint in state.endpoints.values() {
-            if endpoint
-                .memberships()
-                .any(|(_, membership)| membership.domain == id)
-            {
-                paging
-                    .reserved
-                    .extend(endpoint.reserved.iter().map(|region| region.range));
+        match domain.leave(endpoint) {
+            Left::Requester => {}
+            Left::Endpoint => refresh_reserved(domain, &state.endpoints),
+            Left::Everything => {
+                if let Some(Domain {
+                    kind: DomainKind::Paging(paging),
+                    ..
+                }) = state.domains.remove(&id)
+                {
+                    state.mappings -= paging.read().len();
+                    self.host.destroy_domain(id);
+                }
             }
         }
-        paging.reserved.sort_by_key(|range| range.first);
-        paging.reserved.dedup();
     }
 
     /// Counts and logs a failed host call. Returns its status.
-    pub(super) fn failed(&self, error: &HostError) -> Status {
+    pub(super) fn count_host_error(&self, error: &HostError) -> Status {
         if self.counters.host_errors.increment_and_log() {
             log::error!("{error}");
         }
@@ -356,39 +342,25 @@ fn check_pasid(endpoint: &Endpoint, pasid: Option<Pasid>) -> Result<(), Status> 
     }
 }
 
-/// A32: mappings of the domain lie where the endpoint has something reserved.
-fn check_reserved(domain: &Domain, endpoint: &Endpoint) -> Result<(), Status> {
-    let DomainKind::Paging(paging) = &domain.kind else {
-        return Ok(());
-    };
-    let mappings = paging.read();
-    let collides = endpoint
-        .reserved
-        .iter()
-        .any(|region| mappings.overlaps(&region.range));
-    if collides {
-        Err(Status::Unsupp)
-    } else {
-        Ok(())
-    }
-}
-
 /// `old` is the attachment to the same domain, when there is one.
 fn page_requests(endpoint: &Endpoint, old: Option<Membership>, asked: bool) -> PageRequests {
     match asked {
         true => PageRequests::Reported,
         // X70: off until it is attached again with PAGE_REQUEST.
-        false if endpoint.failed => PageRequests::Off,
+        false if endpoint.page_requests_off => PageRequests::Off,
         false if old.is_some_and(|old| old.page_requests == PageRequests::Off) => PageRequests::Off,
         false => PageRequests::Unwanted,
     }
 }
 
-/// V62: whether a MAP touches what an endpoint in the domain has reserved.
-pub(super) fn touches_reserved(paging: &Paging, range: &IovaRange) -> bool {
-    paging
-        .reserved
-        .iter()
-        .take_while(|region| region.first <= range.last)
-        .any(|region| region.last >= range.first)
+/// Collects what the endpoints of a domain have reserved (V62).
+fn refresh_reserved(domain: &mut Domain, endpoints: &BTreeMap<EndpointId, Endpoint>) {
+    let inside: Vec<_> = domain
+        .endpoints()
+        .filter_map(|id| endpoints.get(&id))
+        .collect();
+    if let DomainKind::Paging(paging) = &mut domain.kind {
+        let regions = inside.iter().flat_map(|endpoint| &endpoint.reserved);
+        paging.set_reserved(regions.map(|region| region.range));
+    }
 }

@@ -73,7 +73,7 @@ pub(super) enum ResponseError {
     Host(HostError),
 }
 
-pub(super) struct Book {
+pub(super) struct PageRequestBook {
     rules: Rules,
     features: Features,
     /// The driver has sent a request: Linux takes no event before.
@@ -90,7 +90,7 @@ pub(super) struct Book {
     incoming: Vec<HostEvent>,
 }
 
-impl Book {
+impl PageRequestBook {
     pub fn new(rules: Rules) -> Self {
         Self {
             rules,

@@ -3,9 +3,11 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use crate::host::ReservedRegion;
 use crate::host::mapping::{IovaRange, MappingTable, SharedMappings};
+use crate::spec::{EndpointId, Status};
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) enum DomainKind {
     /// F_BYPASS: identity, no mappings.
     Bypass,
@@ -13,11 +15,10 @@ pub(super) enum DomainKind {
     Paging(Paging),
 }
 
-#[derive(Clone)]
 pub(super) struct Paging {
     pub mappings: SharedMappings,
-    /// What the endpoints in the domain have reserved, ascending; regions of different endpoints may overlap.
-    pub reserved: Vec<IovaRange>,
+    /// What the endpoints in the domain have reserved: ascending and disjoint.
+    reserved: Vec<IovaRange>,
 }
 
 impl std::fmt::Debug for Paging {
@@ -46,17 +47,119 @@ impl Paging {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// V62: whether a MAP touches what an endpoint in the domain has reserved.
+    pub fn touches_reserved(&self, range: &IovaRange) -> bool {
+        let index = self
+            .reserved
+            .partition_point(|region| region.last < range.first);
+        self.reserved
+            .get(index)
+            .is_some_and(|region| region.first <= range.last)
+    }
+
+    /// A32: an endpoint cannot enter where mappings of the domain lie in what it has reserved.
+    pub fn check_reserved(&self, reserved: &[ReservedRegion]) -> Result<(), Status> {
+        let mappings = self.read();
+        if reserved
+            .iter()
+            .any(|region| mappings.overlaps(&region.range))
+        {
+            return Err(Status::Unsupp);
+        }
+        Ok(())
+    }
+
+    /// Takes over what the endpoints in the domain have reserved by now. Regions of different endpoints may overlap.
+    pub fn set_reserved(&mut self, regions: impl Iterator<Item = IovaRange>) {
+        let mut regions: Vec<_> = regions.collect();
+        regions.sort_by_key(|region| region.first);
+        self.reserved.clear();
+        for region in regions {
+            match self.reserved.last_mut() {
+                Some(last) if region.first <= last.last => *last = last.hull(&region),
+                _ => self.reserved.push(region),
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Domain {
     pub kind: DomainKind,
-    /// Number of requesters attached. The domain ends with the last (D39).
-    pub members: usize,
+    /// The endpoints in it and how many of their requesters are attached, ascending. Small: memory counts where a
+    /// guest makes many domains.
+    endpoints: Vec<(EndpointId, usize)>,
+}
+
+/// What a domain has lost with a requester.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Others of the endpoint are still in the domain.
+    Requester,
+    /// It was the last of its endpoint.
+    Endpoint,
+    /// It was the last of all (D39).
+    Everything,
 }
 
 impl Domain {
+    /// One that nothing is attached to yet.
+    pub fn new(kind: DomainKind) -> Self {
+        Self {
+            kind,
+            endpoints: Vec::new(),
+        }
+    }
+
     pub fn is_bypass(&self) -> bool {
         matches!(self.kind, DomainKind::Bypass)
+    }
+
+    /// The endpoints with requesters in it, ascending.
+    pub fn endpoints(&self) -> impl ExactSizeIterator<Item = EndpointId> {
+        self.endpoints.iter().map(|&(endpoint, _)| endpoint)
+    }
+
+    /// Whether one requester is all that keeps it.
+    pub fn has_one_requester(&self) -> bool {
+        matches!(self.endpoints[..], [(_, 1)])
+    }
+
+    /// Counts a requester in; whether it is the first of its endpoint.
+    pub fn enter(&mut self, endpoint: EndpointId) -> bool {
+        match self.place_of(endpoint) {
+            Ok(index) => {
+                self.endpoints[index].1 += 1;
+                false
+            }
+            Err(index) => {
+                self.endpoints.insert(index, (endpoint, 1));
+                true
+            }
+        }
+    }
+
+    /// Counts a requester out.
+    pub fn leave(&mut self, endpoint: EndpointId) -> Left {
+        let Ok(index) = self.place_of(endpoint) else {
+            return Left::Requester;
+        };
+        let count = &mut self.endpoints[index].1;
+        *count -= 1;
+        if *count > 0 {
+            return Left::Requester;
+        }
+        self.endpoints.remove(index);
+        if self.endpoints.is_empty() {
+            Left::Everything
+        } else {
+            Left::Endpoint
+        }
+    }
+
+    fn place_of(&self, endpoint: EndpointId) -> Result<usize, usize> {
+        self.endpoints
+            .binary_search_by_key(&endpoint, |&(id, _)| id)
     }
 }

@@ -1,22 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! An endpoint: what it can do and where it is.
 
-use std::collections::BTreeMap;
-
 use crate::device::SetupError;
 use crate::host::mapping::IovaRange;
-use crate::host::{EndpointProperties, Owner, PageRequests, ReservedRegion};
+use crate::host::{EndpointProperties, Owner, PageRequests, PerPasid, ReservedRegion};
 use crate::spec::{DomainId, EndpointId, Pasid, ResvMemSubtype};
 
-/// Where an endpoint's accesses without a PASID go.
+/// Where accesses of an endpoint go, or those of one of its PASIDs. A PASID is blocked or attached, never in bypass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Residence {
     /// Attached to no domain, and reaching nothing (R23).
     Blocked,
     /// Attached to no domain, and in bypass because the config space says so (B25).
     Bypass,
     /// Attached to a domain.
     Attached(Membership),
+}
+
+impl Residence {
+    pub fn membership(self) -> Option<Membership> {
+        match self {
+            Self::Attached(membership) => Some(membership),
+            Self::Blocked | Self::Bypass => None,
+        }
+    }
 }
 
 /// An attachment to a domain.
@@ -31,11 +38,10 @@ pub(super) struct Endpoint {
     pub properties: EndpointProperties,
     /// The host's reserved regions and the configured ones, ascending and disjoint.
     pub reserved: Vec<ReservedRegion>,
-    pub place: Place,
-    /// Attachments per PASID. An unattached PASID reaches nothing, bypass or not.
-    pub pasids: BTreeMap<Pasid, Membership>,
+    /// A PASID that is not here is blocked.
+    pub residence: PerPasid<Residence>,
     /// The driver answered RESPONSE_FAILURE, or has ended, and has not attached with PAGE_REQUEST since.
-    pub failed: bool,
+    pub page_requests_off: bool,
 }
 
 impl Endpoint {
@@ -48,9 +54,8 @@ impl Endpoint {
         Ok(Self {
             properties,
             reserved,
-            place: Place::Blocked,
-            pasids: BTreeMap::new(),
-            failed: false,
+            residence: PerPasid::new(Residence::Blocked),
+            page_requests_off: false,
         })
     }
 
@@ -60,21 +65,14 @@ impl Endpoint {
     }
 
     pub fn membership(&self, pasid: Option<Pasid>) -> Option<Membership> {
-        match (pasid, self.place) {
-            (Some(pasid), _) => self.pasids.get(&pasid).copied(),
-            (None, Place::Attached(membership)) => Some(membership),
-            (None, Place::Blocked | Place::Bypass) => None,
-        }
+        self.residence.get(pasid)?.membership()
     }
 
     /// Every attachment to a domain.
     pub fn memberships(&self) -> impl Iterator<Item = (Option<Pasid>, Membership)> + '_ {
-        let plain = self.membership(None).map(|membership| (None, membership));
-        plain.into_iter().chain(
-            self.pasids
-                .iter()
-                .map(|(&pasid, &membership)| (Some(pasid), membership)),
-        )
+        self.residence
+            .iter()
+            .filter_map(|(pasid, residence)| Some((pasid, residence.membership()?)))
     }
 }
 

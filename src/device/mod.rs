@@ -8,20 +8,21 @@
 //! 2. *book*: page-request groups, held events, what the driver is ready for. Never held across MAP or UNMAP, so
 //!    a page request does not wait for a mapping of many gigabytes.
 //!
-//! Files: `request` (bytes to validated requests), `requests` (what each request does),
-//! `endpoint`, `domain`, `probe`, `book` (page requests), `events` (what waits for the event queue), `counters`,
-//! `status`.
+//! Files: `request` (bytes to validated requests), `batch` (what each request does), `attach` (where endpoints are),
+//! `joined` (UNMAPs in one host call), `endpoint`, `domain`, `probe`, `book` (page requests), `events` (what waits for
+//! the event queue), `counters`, `status`.
 #![forbid(unsafe_code)]
 
 mod attach;
+mod batch;
 mod book;
 pub mod counters;
 mod domain;
 mod endpoint;
 pub mod events;
+mod joined;
 mod probe;
 mod request;
-mod requests;
 pub mod status;
 #[cfg(test)]
 mod tests;
@@ -36,18 +37,19 @@ use vm_memory::GuestMemoryMmap;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
-use crate::device::book::{Book, Rules};
+use crate::device::book::{PageRequestBook, Rules};
 use crate::device::counters::Counters;
 use crate::device::domain::Domain;
 use crate::device::endpoint::Endpoint;
 use crate::device::events::EventQueue;
+use crate::device::joined::JoinedUnmaps;
 use crate::device::status::{DeviceStatus, MappingStatus, MemoryStatus};
-use crate::host::mapping::{IovaRange, MIN_GRANULE, Mapping};
+use crate::host::mapping::{IovaRange, MIN_GRANULE};
 use crate::host::{Host, HostError, MemoryError, MemoryRegion, ReservedRegion};
 use crate::spec::{Config, DomainId, EndpointId, Features, Range32, Range64};
 
+pub use batch::{Batch, Finished, Reply, Step};
 pub use request::MAX_READABLE;
-pub use requests::{Finished, Reply, Requests, Step};
 
 /// How a device is set up.
 #[derive(Clone, Debug)]
@@ -121,7 +123,7 @@ pub struct Device {
     counters: Counters,
     // Lock order: `state`, then `book`.
     state: Mutex<State>,
-    book: Mutex<Book>,
+    book: Mutex<PageRequestBook>,
 }
 
 /// What requests work on.
@@ -138,8 +140,8 @@ struct State {
     driver_ready: bool,
     connected: bool,
     memory: Vec<MemoryStatus>,
-    /// What consecutive UNMAPs have removed and the host has not been told of yet. Kept for its allocation.
-    unmapped: Vec<Mapping>,
+    /// Empty between batches. Kept for its allocation.
+    joined: JoinedUnmaps,
     /// The answer to the last PROBE. Kept for its allocation.
     properties: Vec<u8>,
 }
@@ -179,7 +181,7 @@ impl Device {
             driver_ready: false,
             connected: false,
             memory: Vec::new(),
-            unmapped: Vec::new(),
+            joined: JoinedUnmaps::default(),
             properties: Vec::new(),
         };
         let mut device = Self {
@@ -190,7 +192,7 @@ impl Device {
             probe_size: usize::MAX,
             counters: Counters::default(),
             state: Mutex::new(state),
-            book: Mutex::new(Book::new(rules)),
+            book: Mutex::new(PageRequestBook::new(rules)),
         };
         for &endpoint in endpoints {
             device.add_endpoint(endpoint)?;
@@ -210,7 +212,7 @@ impl Device {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
+    fn book(&self) -> MutexGuard<'_, PageRequestBook> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -275,8 +277,8 @@ impl Device {
     }
 
     /// Begins a batch of requests: locks the state until the value is finished or dropped.
-    pub fn requests(&self) -> Requests<'_> {
-        Requests::new(self)
+    pub fn requests(&self) -> Batch<'_> {
+        Batch::new(self)
     }
 
     /// Takes over a new map of guest memory: see [`Host::update_memory`].
@@ -421,7 +423,7 @@ impl Device {
                 .add(book.remove_endpoint(endpoint));
         }
         for (_, membership) in gone.memberships() {
-            self.leave(&mut state, membership.domain);
+            self.leave(&mut state, membership.domain, endpoint);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::device::State;
 use crate::device::domain::{Domain, DomainKind};
-use crate::device::endpoint::{Endpoint, Place};
+use crate::device::endpoint::{Endpoint, Residence};
 use crate::host::mapping::Mapping;
 use crate::host::{Owner, PageRequests};
 use crate::spec::{DomainId, EndpointId, MapFlags};
@@ -99,7 +99,7 @@ pub(super) fn picture(state: &State) -> DeviceStatus {
         domains: state
             .domains
             .iter()
-            .map(|(&id, domain)| domain_status(state, id, domain))
+            .map(|(&id, domain)| domain_status(id, domain))
             .collect(),
         features: state
             .features
@@ -112,21 +112,22 @@ pub(super) fn picture(state: &State) -> DeviceStatus {
 }
 
 fn endpoint_status(id: EndpointId, endpoint: &Endpoint) -> EndpointStatus {
-    let (state, membership) = match endpoint.place {
-        Place::Blocked => ("blocked", None),
-        Place::Bypass => (bypass(endpoint.properties.owner), None),
-        Place::Attached(membership) => ("attached", Some(membership)),
+    let (state, membership) = match endpoint.residence.plain {
+        Residence::Blocked => ("blocked", None),
+        Residence::Bypass => (bypass(endpoint.properties.owner), None),
+        Residence::Attached(membership) => ("attached", Some(membership)),
     };
     EndpointStatus {
         id: id.0,
         state,
         domain: membership.map(|membership| membership.domain.0),
         pasids: endpoint
-            .pasids
-            .iter()
-            .map(|(pasid, membership)| PasidStatus {
-                pasid: pasid.0,
-                domain: membership.domain.0,
+            .memberships()
+            .filter_map(|(pasid, membership)| {
+                Some(PasidStatus {
+                    pasid: pasid?.0,
+                    domain: membership.domain.0,
+                })
             })
             .collect(),
         page_requests: membership
@@ -141,39 +142,21 @@ fn bypass(owner: Owner) -> &'static str {
     }
 }
 
-fn domain_status(state: &State, id: DomainId, domain: &Domain) -> DomainStatus {
+fn domain_status(id: DomainId, domain: &Domain) -> DomainStatus {
     let (kind, mappings, bytes) = match &domain.kind {
         DomainKind::Bypass => ("bypass", 0, 0),
         DomainKind::Paging(paging) => {
             let table = paging.read();
-            let bytes = table
-                .iter()
-                .map(|mapping| bytes(&mapping))
-                .fold(0u64, u64::saturating_add);
-            ("paging", table.len(), bytes)
+            ("paging", table.len(), table.bytes())
         }
-    };
-    let inside = |endpoint: &Endpoint| {
-        endpoint
-            .memberships()
-            .any(|(_, membership)| membership.domain == id)
     };
     DomainStatus {
         id: id.0,
         kind,
-        endpoints: state
-            .endpoints
-            .iter()
-            .filter(|(_, endpoint)| inside(endpoint))
-            .map(|(id, _)| id.0)
-            .collect(),
+        endpoints: domain.endpoints().map(|id| id.0).collect(),
         mappings,
         bytes,
     }
-}
-
-fn bytes(mapping: &Mapping) -> u64 {
-    (mapping.range.last.0 - mapping.range.first.0).saturating_add(1)
 }
 
 pub(super) fn mappings(domain: &Domain) -> Option<Vec<MappingStatus>> {

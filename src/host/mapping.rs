@@ -43,6 +43,11 @@ impl IovaRange {
         })
     }
 
+    /// Its length in bytes: at most 2^64.
+    pub fn length(&self) -> u128 {
+        u128::from(self.last.0 - self.first.0) + 1
+    }
+
     /// Whether `address` lies in the range.
     pub fn contains(&self, address: Iova) -> bool {
         self.first <= address && address <= self.last
@@ -120,6 +125,8 @@ pub struct Split;
 #[derive(Default)]
 pub struct MappingTable {
     entries: BTreeMap<u64, Entry>,
+    /// What all entries cover. At most 2^64.
+    bytes: u128,
 }
 
 impl MappingTable {
@@ -131,6 +138,11 @@ impl MappingTable {
     /// Number of mappings.
     pub fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Bytes that are mapped; `u64::MAX` also when it is every address.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.try_into().unwrap_or(u64::MAX)
     }
 
     /// Whether there is no mapping.
@@ -153,6 +165,7 @@ impl MappingTable {
         if self.overlaps(&mapping.range) {
             return Err(Overlap);
         }
+        self.bytes += mapping.range.length();
         self.entries.insert(
             mapping.range.first.0,
             Entry {
@@ -175,6 +188,7 @@ impl MappingTable {
             self.entries.entry(range.first.0)
             && entry.get().last == range.last.0
         {
+            self.bytes -= range.length();
             removed(entry.remove().mapping(range.first.0));
             return Ok(());
         }
@@ -183,7 +197,9 @@ impl MappingTable {
         }
         while let Some(first) = self.first_in(range) {
             if let Some(entry) = self.entries.remove(&first) {
-                removed(entry.mapping(first));
+                let mapping = entry.mapping(first);
+                self.bytes -= mapping.range.length();
+                removed(mapping);
             }
         }
         Ok(())

@@ -14,6 +14,7 @@
 
 pub mod iommufd;
 pub mod mapping;
+mod per_pasid;
 pub mod soft;
 
 use std::fmt;
@@ -24,6 +25,8 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
 use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
+pub use per_pasid::PerPasid;
+
 use crate::spec::{
     DomainId, EndpointId, EventFlags, Gpa, Iova, Pasid, PasidFlags, Reason, ResvMemSubtype, Status,
 };

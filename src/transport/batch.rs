@@ -3,7 +3,7 @@
 //!
 //! Nothing here allocates, formats or takes a lock per request.
 
-use crate::device::{Device, Finished, Reply, Requests, Step};
+use crate::device::{Batch, Device, Finished, Reply, Step};
 use crate::spec::{Status, TAIL_LEN};
 use crate::transport::chain::TailPlace;
 use crate::transport::ring::{Ring, RingError};
@@ -14,11 +14,11 @@ const PUBLISH_EVERY: u16 = 16;
 /// The longest buffer of a PROBE that is filled: no device has more properties. Longer ones are INVAL.
 const MAX_PROPERTIES: u32 = 1 << 20;
 
-/// What carries a batch of requests out: [`Requests`], or a stand-in for it.
+/// What carries a batch of requests out: [`Batch`], or a stand-in for it.
 pub trait Execute {
-    /// See [`Requests::execute`].
+    /// See [`Batch::execute`].
     fn execute(&mut self, readable: &[u8], readable_len: usize, writable_len: usize) -> Step;
-    /// See [`Requests::properties`].
+    /// See [`Batch::properties`].
     fn properties(&self) -> &[u8];
     /// A chain was broken, and goes back unwritten.
     fn broken(&mut self);
@@ -26,14 +26,14 @@ pub trait Execute {
     fn tail(status: Status) -> [u8; TAIL_LEN] {
         [status as u8, 0, 0, 0]
     }
-    /// See [`Requests::finish`].
+    /// See [`Batch::finish`].
     fn finish(self) -> Finished;
 }
 
 /// A batch on the device.
 pub(crate) struct DeviceBatch<'a> {
     device: &'a Device,
-    requests: Requests<'a>,
+    requests: Batch<'a>,
 }
 
 impl<'a> DeviceBatch<'a> {

@@ -5,11 +5,12 @@
 //! the endpoint (NOENT), the domain (NOENT, INVAL), ranges (RANGE), alignment (RANGE), reserved regions and
 //! overlap (INVAL), quotas (NOMEM), and last the host.
 
+use std::collections::BTreeMap;
 use std::sync::MutexGuard;
 
-use crate::device::attach::touches_reserved;
 use crate::device::book::ResponseError;
 use crate::device::domain::{Domain, DomainKind, Paging};
+use crate::device::joined::TakenOut;
 use crate::device::request::{PageResponse, Refusal, Request, parse};
 use crate::device::{Device, State, probe};
 use crate::host::Requester;
@@ -23,7 +24,7 @@ pub enum Reply {
     Unwritten,
     /// The tail, with this status; used length is the whole writable part.
     Status(Status),
-    /// [`Requests::properties`], zeros up to the tail, then the tail with status OK.
+    /// [`Batch::properties`], zeros up to the tail, then the tail with status OK.
     Properties,
     /// Not known yet: this UNMAP was joined to the ones before or after it. The reply is
     /// `Reply::Status(settled)` of the next [`Step`] or of [`Finished`] that has `settled`.
@@ -49,22 +50,12 @@ pub struct Finished {
 }
 
 /// A batch of requests: carries them out in order, under the device's state lock.
-pub struct Requests<'a> {
+pub struct Batch<'a> {
     device: &'a Device,
     state: MutexGuard<'a, State>,
     joins_unmaps: bool,
-    joined: Option<Joined>,
     events_wanted: bool,
     tally: Tally,
-}
-
-/// UNMAPs that the table has carried out and the host has not been told of. What they removed is in
-/// [`State::unmapped`], to be put back when the host fails.
-struct Joined {
-    domain: DomainId,
-    /// From the first to the last removed mapping: nothing else is mapped in between.
-    range: IovaRange,
-    requests: u64,
 }
 
 /// Counts of a batch: added to the device's counters once.
@@ -77,13 +68,12 @@ struct Tally {
     unmap: u64,
 }
 
-impl<'a> Requests<'a> {
+impl<'a> Batch<'a> {
     pub(super) fn new(device: &'a Device) -> Self {
         Self {
             device,
             state: device.state(),
             joins_unmaps: device.host.joins_unmaps(),
-            joined: None,
             events_wanted: false,
             tally: Tally::default(),
         }
@@ -210,7 +200,7 @@ impl<'a> Requests<'a> {
             return Err(Status::Range);
         }
         // V62
-        if touches_reserved(paging, range) {
+        if paging.touches_reserved(range) {
             return Err(Status::Inval);
         }
         {
@@ -229,7 +219,7 @@ impl<'a> Requests<'a> {
         if let Err(error) = device.host.map(id, mapping) {
             // Exactly this mapping is in the range.
             let _: Result<(), Split> = paging.write().remove(range, |_| {});
-            return Err(device.failed(&error));
+            return Err(device.count_host_error(&error));
         }
         self.state.mappings += 1;
         Ok(())
@@ -237,74 +227,33 @@ impl<'a> Requests<'a> {
 
     fn unmap(&mut self, id: DomainId, range: IovaRange) -> Step {
         let mut settled = None;
-        if self
-            .joined
-            .as_ref()
-            .is_some_and(|joined| joined.domain != id)
-        {
+        if self.state.joined.has_others_than(id) {
             settled = self.settle();
         }
-        let before = self.state.unmapped.len();
-        let state = &mut *self.state;
-        // U49, U50
-        let paging = match paging(&state.domains, id) {
-            Ok(paging) => paging,
-            Err(status) => return self.unmap_failed(settled, id, range, status),
-        };
-        // U51, U52
-        let mut table = paging.write();
-        if let Err(Split) = table.remove(&range, |mapping| state.unmapped.push(mapping)) {
-            drop(table);
-            return self.unmap_failed(settled, id, range, Status::Range);
-        }
-        let removed = &state.unmapped[before..];
-        let hull = match (removed.first(), removed.last()) {
-            (Some(first), Some(last)) => IovaRange {
-                first: first.range.first,
-                last: last.range.last,
-            },
-            _ => {
-                drop(table);
+        let taken = match take_out(&mut self.state, id, &range) {
+            Ok(Some(taken)) => taken,
+            // U52
+            Ok(None) => {
                 self.tally.unmap += 1;
                 return self.replied(settled, Ok(()));
             }
+            Err(status) => return self.unmap_failed(settled, id, range, status),
         };
-        let both = self.joined.as_ref().map(|joined| joined.range.hull(&hull));
-        let joins = both.is_none_or(|both| !table.overlaps(&both));
-        drop(table);
-        state.mappings -= state.unmapped.len() - before;
-        match &mut self.joined {
-            Some(joined) if joins => {
-                joined.range = both.unwrap_or(hull);
-                joined.requests += 1;
-            }
-            joined => {
-                if joined.is_some() {
-                    // Something else is mapped between them. Settle the earlier ones, whose removals come first.
-                    let later = state.unmapped.split_off(before);
-                    settled = self.settle();
-                    self.state.unmapped.extend(later);
-                }
-                self.joined = Some(Joined {
-                    domain: id,
-                    range: hull,
-                    requests: 1,
-                });
-            }
+        if taken.joins {
+            self.state.joined.join(id, &taken);
+        } else {
+            // Something else is mapped between this one and those before it: those are settled alone.
+            let aside = self.state.joined.set_aside(&taken);
+            settled = self.settle();
+            self.state.joined.take_back(aside);
+            self.state.joined.join(id, &taken);
         }
-        if self.joins_unmaps {
-            return Step {
-                settled,
-                reply: Reply::Joined,
-            };
-        }
-        match self.settle() {
-            Some(status) => Step {
-                settled,
-                reply: Reply::Status(status),
-            },
-            None => self.replied(settled, Ok(())),
-        }
+        let reply = if self.joins_unmaps {
+            Reply::Joined
+        } else {
+            Reply::Status(self.settle().unwrap_or(Status::Ok))
+        };
+        Step { settled, reply }
     }
 
     fn unmap_failed(
@@ -324,36 +273,27 @@ impl<'a> Requests<'a> {
         self.replied(settled, Err(status))
     }
 
-    /// Tells the host of the joined UNMAPs. When it fails, what they removed is back in the table: the guest
-    /// never sees OK for something that did not happen.
+    /// Tells the host of the joined UNMAPs; `None` when there are none.
     fn settle(&mut self) -> Option<Status> {
-        let joined = self.joined.take()?;
         let device = self.device;
         let state = &mut *self.state;
+        let domain = state.joined.domain()?;
         device.counters.unmap_host_calls.increment();
-        let status = match device.host.unmap(joined.domain, joined.range) {
+        let settled = state
+            .joined
+            .settle(&*device.host, paging(&state.domains, domain).ok())?;
+        state.mappings += settled.put_back;
+        Some(match settled.result {
             Ok(()) => {
-                self.tally.unmap += joined.requests;
+                self.tally.unmap += settled.requests;
                 Status::Ok
             }
             Err(error) => {
-                let status = device.failed(&error);
-                device.counters.unmap_failed.add(joined.requests);
-                self.tally.failed += joined.requests;
-                state.mappings += state.unmapped.len();
-                if let Ok(paging) = paging(&state.domains, joined.domain) {
-                    let mut table = paging.write();
-                    for mapping in &state.unmapped {
-                        // Nothing was mapped there in between.
-                        let _: Result<(), Overlap> = table.insert(mapping);
-                    }
-                }
-                status
+                device.counters.unmap_failed.add(settled.requests);
+                self.tally.failed += settled.requests;
+                device.count_host_error(&error)
             }
-        };
-        state.unmapped.clear();
-        state.unmapped.shrink_to(UNMAPPED_KEPT);
-        Some(status)
+        })
     }
 
     fn probe(&mut self, id: EndpointId, writable_len: usize) -> Result<(), Status> {
@@ -394,7 +334,7 @@ impl<'a> Requests<'a> {
                         Status::NoEnt
                     }
                     ResponseError::WrongPasid => Status::Inval,
-                    ResponseError::Host(error) => device.failed(&error),
+                    ResponseError::Host(error) => device.count_host_error(&error),
                 })?;
             // It may have waited for an id.
             self.events_wanted |= book.holds_any();
@@ -411,7 +351,7 @@ impl<'a> Requests<'a> {
     }
 }
 
-impl Drop for Requests<'_> {
+impl Drop for Batch<'_> {
     fn drop(&mut self) {
         self.settle();
         let counters = &self.device.counters;
@@ -423,14 +363,8 @@ impl Drop for Requests<'_> {
     }
 }
 
-/// Entries of [`State::unmapped`] that stay allocated: a batch of single UNMAPs needs no more.
-const UNMAPPED_KEPT: usize = 4096;
-
 /// M43/U49: no such domain; M44/U50: a bypass domain has no mappings.
-fn paging(
-    domains: &std::collections::BTreeMap<DomainId, Domain>,
-    id: DomainId,
-) -> Result<&Paging, Status> {
+fn paging(domains: &BTreeMap<DomainId, Domain>, id: DomainId) -> Result<&Paging, Status> {
     match domains.get(&id) {
         None => Err(Status::NoEnt),
         Some(Domain {
@@ -442,4 +376,21 @@ fn paging(
             ..
         }) => Ok(paging),
     }
+}
+
+/// Takes what an UNMAP removes out of the table.
+fn take_out(
+    state: &mut State,
+    id: DomainId,
+    range: &IovaRange,
+) -> Result<Option<TakenOut>, Status> {
+    // U49, U50
+    let paging = paging(&state.domains, id)?;
+    // U51
+    let taken = state
+        .joined
+        .take_out(&mut paging.write(), range)
+        .map_err(|Split| Status::Range)?;
+    state.mappings -= taken.as_ref().map_or(0, |taken| taken.count);
+    Ok(taken)
 }

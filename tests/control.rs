@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use vhost_device_iommu::control::{Context, Control};
 use vhost_device_iommu::device::events::{Buffers, EventQueue};
 use vhost_device_iommu::device::{Device, DeviceConfig, Reply};
+use vhost_device_iommu::endpoints::Endpoints;
 use vhost_device_iommu::endpoints::host::AnyHost;
-use vhost_device_iommu::host::soft::{SoftHost, default_properties};
+use vhost_device_iommu::host::soft::SoftHost;
 use vhost_device_iommu::host::{Host, MemoryRegion};
 use vhost_device_iommu::spec::{EndpointId, Gpa, Status};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -34,15 +35,15 @@ struct Daemon {
 impl Daemon {
     fn new() -> Self {
         let host = Arc::new(SoftHost::new().expect("host"));
-        host.add_endpoint(EndpointId(ENDPOINT), default_properties())
-            .expect("endpoint");
-        let device = Device::new(
+        let endpoint = (format!("{ENDPOINT}").parse().expect("endpoint"), None);
+        let endpoints = Endpoints::new(
+            AnyHost::Soft(Arc::clone(&host), Arc::default()),
             DeviceConfig::default(),
-            Arc::clone(&host) as Arc<dyn Host>,
-            &[EndpointId(ENDPOINT)],
+            [endpoint],
         )
-        .expect("device");
-        let device = Arc::new(device);
+        .expect("endpoints");
+        let endpoints = Arc::new(endpoints);
+        let device = Arc::clone(endpoints.device());
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
         let region = MemoryRegion {
             gpa: Gpa(0),
@@ -59,11 +60,7 @@ impl Daemon {
         let path = directory.path().join("control");
         let listener = UnixListener::bind(&path).expect("bind");
         let stop = EventFd::new(0).expect("eventfd");
-        let context = Context {
-            device: Arc::clone(&device),
-            host: AnyHost::Soft(Arc::clone(&host), Arc::default()),
-            names: None,
-        };
+        let context = Context { endpoints };
         let control = Control::start(listener, context, &stop).expect("start");
         Self {
             device,

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the program does without a subcommand: it serves front-ends.
+//!
+//! Three steps, so that what fails at the start leaves nothing behind: [`Setup::new`] makes the host, the endpoints and
+//! the sockets; [`Setup::start`] starts the threads beside the front-end's; [`Running::serve`] serves front-ends until
+//! the end.
 
 use std::error::Error;
 use std::os::fd::OwnedFd;
@@ -12,9 +16,8 @@ use log::LevelFilter;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::cli::args::{DEFAULT_IOMMUFD, Seccomp, ServeArgs};
-use crate::control::{Context, Control};
-use crate::device::Device;
-use crate::endpoints::Names;
+use crate::control::{self, Control};
+use crate::endpoints::Endpoints;
 use crate::endpoints::host::AnyHost;
 use crate::host::iommufd::{self, IommufdHost};
 use crate::host::soft::SoftHost;
@@ -32,82 +35,30 @@ type Failure = Box<dyn Error>;
 /// # Errors
 /// Whatever keeps the process from serving, as a line to print.
 pub fn serve(args: &ServeArgs) -> Result<(), Failure> {
+    start_log(args.log_level);
+    // Inherited descriptors first: see `take_fd`.
+    let inherited = Inherited::take(args)?;
+    let stop = EventFd::new(libc::EFD_CLOEXEC)?;
+    stop_on_signals(&stop)?;
+    let running = Setup::new(args, inherited)?.start(args, stop)?;
+    confine(args.seccomp)?;
+    running.serve(Duration::from_micros(args.poll_us.into()))
+}
+
+fn start_log(level: LevelFilter) {
     env_logger::Builder::new()
-        .filter_level(args.log_level)
+        .filter_level(level)
         // It announces what each front-end says, and the errors it answers.
-        .filter_module("vfio_user", args.log_level.min(LevelFilter::Warn))
+        .filter_module("vfio_user", level.min(LevelFilter::Warn))
         .format_target(false)
         .init();
     if cfg!(odd_bits) {
         log::warn!("built to send what drivers have to ignore: for tests of drivers only");
     }
-    // Inherited descriptors first: see `take_fd`.
-    let mut inherited = Inherited::take(args)?;
-    let front_end_fd = inherited.front_end.take();
-    let stop = EventFd::new(0)?;
-    stop_on_signals(&stop)?;
-
-    let host = make_host(args, inherited)?;
-    let ids: Vec<_> = args.endpoints.iter().map(|endpoint| endpoint.id).collect();
-    let device = Arc::new(Device::new(args.device_config(), host.host(), &ids)?);
-
-    let control_file = match &args.control {
-        Some(path) => Some(sys::for_owner_only(|| SocketFile::bind(path))?),
-        None => None,
-    };
-    let (source, _socket_file) = front_end(args, front_end_fd)?;
-    let names = Arc::new(Names::default());
-    for endpoint in &args.endpoints {
-        if let Some(name) = &endpoint.qemu_id {
-            names.add(endpoint.id, name);
-        }
-    }
-    let control = match &control_file {
-        Some(file) => Some(Control::start(
-            file.listener().try_clone()?,
-            Context {
-                device: Arc::clone(&device),
-                host: host.clone(),
-                names: args.qmp.is_some().then(|| Arc::clone(&names)),
-            },
-            &stop,
-        )?),
-        None => None,
-    };
-    let driver_life = Arc::new(DriverLife::default());
-    let qmp = match &args.qmp {
-        Some(path) => {
-            let context = qmp::Context {
-                device: Arc::clone(&device),
-                host: host.clone(),
-                driver_life: Arc::clone(&driver_life),
-                names,
-            };
-            Some(Qmp::start(path.clone(), context, &stop)?)
-        }
-        None => None,
-    };
-
-    confine(args.seccomp)?;
-    let options = Options {
-        poll: Duration::from_micros(args.poll_us.into()),
-        driver_life,
-    };
-    let result = transport::serve(device, host.host(), source, &options, &stop);
-    stop.write(1)?;
-    if let Some(functions) = host.functions() {
-        functions.clear();
-    }
-    if let Some(control) = control {
-        control.join();
-    }
-    if let Some(qmp) = qmp {
-        qmp.join();
-    }
-    Ok(result?)
 }
 
 /// What the process inherited for us.
+#[derive(Default)]
 struct Inherited {
     front_end: Option<OwnedFd>,
     iommufd: Option<OwnedFd>,
@@ -153,12 +104,106 @@ fn stop_on_signals(stop: &EventFd) -> Result<(), Failure> {
     Ok(())
 }
 
-fn make_host(args: &ServeArgs, inherited: Inherited) -> Result<AnyHost, Failure> {
+/// The endpoints and the sockets: all that can fail for what the options say. Nobody is served yet.
+struct Setup {
+    endpoints: Arc<Endpoints>,
+    control: Option<SocketFile>,
+    front_end: Source,
+    /// The file of `front_end`, if we made one.
+    front_end_file: Option<SocketFile>,
+}
+
+impl Setup {
+    fn new(args: &ServeArgs, inherited: Inherited) -> Result<Self, Failure> {
+        let endpoints = make_endpoints(args, inherited.iommufd, inherited.devices)?;
+        let control = match &args.control {
+            Some(path) => Some(sys::for_owner_only(|| SocketFile::bind(path))?),
+            None => None,
+        };
+        let (front_end, front_end_file) = front_end(args, inherited.front_end)?;
+        Ok(Self {
+            endpoints: Arc::new(endpoints),
+            control,
+            front_end,
+            front_end_file,
+        })
+    }
+
+    /// Starts the threads of the control socket and of QMP. They end when `stop` is readable.
+    fn start(self, args: &ServeArgs, stop: EventFd) -> Result<Running, Failure> {
+        let driver_life = Arc::new(DriverLife::default());
+        let qmp = match &args.qmp {
+            Some(path) => {
+                let context = qmp::Context {
+                    endpoints: Arc::clone(&self.endpoints),
+                    driver_life: Arc::clone(&driver_life),
+                };
+                Some(Qmp::start(path.clone(), context, &stop)?)
+            }
+            None => None,
+        };
+        let control = match &self.control {
+            Some(file) => {
+                let context = control::Context {
+                    endpoints: Arc::clone(&self.endpoints),
+                };
+                let listener = file.listener().try_clone()?;
+                Some(Control::start(listener, context, &stop)?)
+            }
+            None => None,
+        };
+        Ok(Running {
+            setup: self,
+            driver_life,
+            control,
+            qmp,
+            stop,
+        })
+    }
+}
+
+/// The process with all its threads but the front-end's.
+struct Running {
+    setup: Setup,
+    driver_life: Arc<DriverLife>,
+    control: Option<Control>,
+    qmp: Option<Qmp>,
+    stop: EventFd,
+}
+
+impl Running {
+    /// Serves front-ends until `stop` is readable or the connection of `--fd` is closed, then ends everything.
+    fn serve(self, poll: Duration) -> Result<(), Failure> {
+        let endpoints = self.setup.endpoints;
+        let options = Options {
+            poll,
+            driver_life: self.driver_life,
+        };
+        let device = Arc::clone(endpoints.device());
+        let source = self.setup.front_end;
+        let result = transport::serve(device, endpoints.host(), source, &options, &self.stop);
+        self.stop.write(1)?;
+        endpoints.end_functions();
+        if let Some(control) = self.control {
+            control.join();
+        }
+        if let Some(qmp) = self.qmp {
+            qmp.join();
+        }
+        drop((self.setup.front_end_file, self.setup.control));
+        Ok(result?)
+    }
+}
+
+fn make_endpoints(
+    args: &ServeArgs,
+    iommufd: Option<OwnedFd>,
+    devices: Vec<Option<OwnedFd>>,
+) -> Result<Endpoints, Failure> {
+    let specs = &args.endpoints;
     // Without endpoints there is an iommufd, for those to come.
-    let devices =
-        args.endpoints.is_empty() || args.endpoints.iter().any(|endpoint| !endpoint.is_soft());
-    let host = if devices {
-        let iommufd = match inherited.iommufd {
+    let host = if specs.is_empty() || specs.iter().any(|endpoint| !endpoint.is_soft()) {
+        let iommufd = match iommufd {
             Some(fd) => fd,
             None => {
                 let path = args.iommufd.as_deref();
@@ -169,24 +214,11 @@ fn make_host(args: &ServeArgs, inherited: Inherited) -> Result<AnyHost, Failure>
     } else {
         AnyHost::Soft(Arc::new(SoftHost::new()?), Arc::default())
     };
-    for (endpoint, fd) in args.endpoints.iter().zip(inherited.devices) {
-        host.add_endpoint(endpoint, fd)?;
-    }
-    Ok(host)
+    let endpoints = specs.iter().cloned().zip(devices);
+    Ok(Endpoints::new(host, args.device_config(), endpoints)?)
 }
 
-/// Gives up the system calls that are not needed from here on.
-fn confine(asked: Option<Seccomp>) -> Result<(), Failure> {
-    match (seccomp::install(asked.unwrap_or(Seccomp::Kill)), asked) {
-        (Err(error), None) => {
-            log::warn!("running without a system call filter: {error}");
-            Ok(())
-        }
-        (result, _) => Ok(result?),
-    }
-}
-
-/// The socket for front-ends, and its file where we made one.
+/// The socket for front-ends, and its file if we made one.
 fn front_end(
     args: &ServeArgs,
     inherited: Option<OwnedFd>,
@@ -201,5 +233,82 @@ fn front_end(
         SocketKind::Listening => Ok((Source::Listen(fd.into()), None)),
         SocketKind::Connected => Ok((Source::Connected(fd.into()), None)),
         SocketKind::Other => Err("--fd is not a UNIX stream socket".into()),
+    }
+}
+
+/// Gives up the system calls that are not needed from here on.
+fn confine(asked: Option<Seccomp>) -> Result<(), Failure> {
+    match (seccomp::install(asked.unwrap_or(Seccomp::Kill)), asked) {
+        (Err(error), None) => {
+            log::warn!("running without a system call filter: {error}");
+            Ok(())
+        }
+        (result, _) => Ok(result?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::Args;
+
+    /// Options over the sockets `vhost` and `control` in a directory.
+    fn options(directory: &Path, more: &[&str]) -> ServeArgs {
+        let path = |name: &str| directory.join(name).display().to_string();
+        let (vhost, control) = (path("vhost"), path("control"));
+        let own = ["program", "--socket-path", &vhost, "--control", &control];
+        Args::try_parse_from(own.iter().chain(more))
+            .expect("options")
+            .serve
+    }
+
+    fn inherited(args: &ServeArgs) -> Inherited {
+        Inherited::take(args).expect("nothing is inherited")
+    }
+
+    fn entries(directory: &Path) -> usize {
+        fs::read_dir(directory).expect("directory").count()
+    }
+
+    #[test]
+    fn a_setup_has_the_endpoints_and_the_sockets_and_takes_the_sockets_along() {
+        let directory = tempfile::tempdir().expect("directory");
+        let function = format!("2,soft={}", directory.path().join("pci").display());
+        let more = ["--endpoint", "1", "--endpoint", &function];
+        let args = options(directory.path(), &more);
+        let setup = Setup::new(&args, inherited(&args)).expect("setup");
+        let ids = setup.endpoints.device().status().endpoints;
+        assert!(ids.iter().map(|endpoint| endpoint.id).eq([1, 2]));
+        assert_eq!(entries(directory.path()), 3);
+        drop(setup);
+        assert_eq!(entries(directory.path()), 0);
+    }
+
+    #[test]
+    fn a_setup_that_fails_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().expect("directory");
+        let function = format!("2,soft={}", directory.path().join("pci").display());
+        let taken = directory.path().join("vhost");
+        fs::write(&taken, "data").expect("a file in the way");
+        let args = options(directory.path(), &["--endpoint", &function]);
+        assert!(Setup::new(&args, inherited(&args)).is_err());
+        assert_eq!(entries(directory.path()), 1);
+    }
+
+    #[test]
+    fn everything_ends_when_it_is_told_to_stop() {
+        let directory = tempfile::tempdir().expect("directory");
+        let qmp = directory.path().join("qmp").display().to_string();
+        let args = options(directory.path(), &["--endpoint", "1", "--qmp", &qmp]);
+        let stop = EventFd::new(libc::EFD_CLOEXEC).expect("eventfd");
+        stop.write(1).expect("eventfd");
+        let setup = Setup::new(&args, inherited(&args)).expect("setup");
+        let running = setup.start(&args, stop).expect("threads");
+        running.serve(Duration::ZERO).expect("a good end");
+        assert_eq!(entries(directory.path()), 0);
     }
 }

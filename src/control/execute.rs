@@ -12,9 +12,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::control::command::{Command, CommandError, EndpointAdd, ErrorClass};
-use crate::device::{Device, SetupError};
-use crate::endpoints::Names;
-use crate::endpoints::host::{AddEndpointError, AnyHost};
+use crate::device::SetupError;
+use crate::endpoints::{EndpointError, Endpoints};
 use crate::host::iommufd;
 use crate::host::soft::{AccessError, SoftHost, Transfer};
 use crate::host::{HostError, PageRequest, Requester};
@@ -25,12 +24,8 @@ use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode};
 /// What commands work on.
 #[derive(Clone)]
 pub struct Context {
-    /// The device.
-    pub device: Arc<Device>,
-    /// Its host.
-    pub host: AnyHost,
-    /// Which endpoint is which device of QEMU, where somebody listens to QEMU.
-    pub names: Option<Arc<Names>>,
+    /// The endpoints, and the device that has them.
+    pub endpoints: Arc<Endpoints>,
 }
 
 /// What a command came to.
@@ -43,7 +38,7 @@ impl Context {
     /// Begins a command. `file` is the descriptor that came with its line.
     pub fn begin(&self, command: Command, file: Option<File>) -> Running {
         let answer = match command {
-            Command::Status => to_value(&self.device.status()),
+            Command::Status => to_value(&self.endpoints.device().status()),
             Command::Counters { prometheus: false } => Ok(self.counters()),
             Command::Counters { prometheus: true } => Ok(json!({"text": self.prometheus()})),
             Command::Mappings { domain } => self.mappings(domain),
@@ -75,7 +70,7 @@ impl Context {
     }
 
     fn soft(&self) -> Result<Arc<SoftHost>, CommandError> {
-        self.host.soft().cloned().ok_or_else(|| {
+        self.endpoints.soft_host().cloned().ok_or_else(|| {
             CommandError::new(
                 ErrorClass::Unsupported,
                 "the endpoints of this process are devices: they make their accesses themselves",
@@ -84,7 +79,7 @@ impl Context {
     }
 
     fn counters(&self) -> Value {
-        let counters = self.device.counters().each();
+        let counters = self.endpoints.device().counters().each();
         counters
             .into_iter()
             .map(|(name, _, value)| (name.to_owned(), Value::from(value)))
@@ -94,7 +89,7 @@ impl Context {
 
     fn prometheus(&self) -> String {
         let mut text = String::new();
-        for (name, help, value) in self.device.counters().each() {
+        for (name, help, value) in self.endpoints.device().counters().each() {
             let metric = format!("vhost_device_iommu_{name}_total");
             // Writing to a string cannot fail.
             let _ = write!(
@@ -106,7 +101,7 @@ impl Context {
     }
 
     fn mappings(&self, domain: DomainId) -> Answer {
-        match self.device.mappings(domain) {
+        match self.endpoints.device().mappings(domain) {
             Some(mappings) => to_value(&mappings),
             None => Err(CommandError::invalid(format!(
                 "there is no domain {domain}"
@@ -115,53 +110,24 @@ impl Context {
     }
 
     fn endpoint(&self, endpoint: EndpointId) -> Answer {
-        if !self.host.host().has_endpoint(endpoint) {
-            return Err(setup_error(&SetupError::NoEndpoint(endpoint)));
-        }
-        let functions = self.host.functions();
-        functions
-            .and_then(|functions| functions.describe(endpoint))
-            .ok_or_else(|| {
-                let desc = format!("endpoint {endpoint} has no PCI function in software (soft=)");
-                CommandError::new(ErrorClass::Unsupported, desc)
-            })
+        self.endpoints
+            .describe_function(endpoint)
+            .map_err(|error| endpoint_error(&error))
     }
 
     fn endpoint_add(&self, add: &EndpointAdd, file: Option<File>) -> Answer {
         let spec = add.spec(file.as_ref().map(AsRawFd::as_raw_fd))?;
-        if spec.qemu_id.is_some() && self.names.is_none() {
-            return Err(CommandError::invalid(
-                "'qemu-id' is for a process that was started with --qmp",
-            ));
-        }
-        if self.host.host().has_endpoint(spec.id) {
-            return Err(setup_error(&SetupError::EndpointExists(spec.id)));
-        }
-        self.host
-            .add_endpoint(&spec, file.map(OwnedFd::from))
-            .map_err(|error| add_error(&error))?;
-        self.device.add_endpoint(spec.id).map_err(|error| {
-            self.host.remove_function(spec.id);
-            self.host.host().remove_endpoint(spec.id);
-            setup_error(&error)
-        })?;
-        if let (Some(names), Some(name)) = (&self.names, &spec.qemu_id) {
-            names.add(spec.id, name);
-        }
-        log::info!("endpoint {} was added", spec.id);
-        Ok(json!({}))
+        self.endpoints
+            .add(&spec, file.map(OwnedFd::from))
+            .map(|()| json!({}))
+            .map_err(|error| endpoint_error(&error))
     }
 
     fn endpoint_remove(&self, endpoint: EndpointId) -> Answer {
-        self.device
-            .remove_endpoint(endpoint)
-            .map_err(|error| setup_error(&error))?;
-        if let Some(names) = &self.names {
-            names.remove(endpoint);
-        }
-        self.host.remove_function(endpoint);
-        log::info!("endpoint {endpoint} was removed");
-        Ok(json!({}))
+        self.endpoints
+            .remove(endpoint)
+            .map(|()| json!({}))
+            .map_err(|error| endpoint_error(&error))
     }
 }
 
@@ -224,26 +190,33 @@ fn host_error(error: &HostError) -> CommandError {
     CommandError::new(class, error)
 }
 
-fn add_error(error: &AddEndpointError) -> CommandError {
-    use iommufd::SetupError as E;
+fn endpoint_error(error: &EndpointError) -> CommandError {
     let class = match error {
-        AddEndpointError::Soft(error) => return host_error(error),
-        AddEndpointError::NotSoft(_) | AddEndpointError::NotDevice(_) => ErrorClass::Unsupported,
-        AddEndpointError::NoDescriptor(_) | AddEndpointError::Serve(ServeError::Listen(_)) => {
-            ErrorClass::InvalidArgument
+        EndpointError::Soft(error) => return host_error(error),
+        EndpointError::Device(error) => return setup_error(error),
+        EndpointError::Iommufd(error) => iommufd_class(error),
+        EndpointError::NotSoft(_) | EndpointError::NotDevice(_) | EndpointError::NoFunction(_) => {
+            ErrorClass::Unsupported
         }
-        AddEndpointError::Serve(ServeError::Start(..)) => ErrorClass::Internal,
-        AddEndpointError::Iommufd(error) => match error {
-            E::Open(..)
-            | E::NoDeviceId
-            | E::MockWithoutDeviceId
-            | E::Exists(_)
-            | E::DeviceInUse(..) => ErrorClass::InvalidArgument,
-            E::Incompatible(..) | E::SharesGroup(..) => ErrorClass::Unsupported,
-            E::NotIommufd(_) | E::Bind(..) | E::Attach(..) => ErrorClass::Internal,
-        },
+        EndpointError::NoDescriptor(_)
+        | EndpointError::NoQemu
+        | EndpointError::Serve(ServeError::Listen(_)) => ErrorClass::InvalidArgument,
+        EndpointError::Serve(ServeError::Start(..)) => ErrorClass::Internal,
     };
     CommandError::new(class, error)
+}
+
+fn iommufd_class(error: &iommufd::SetupError) -> ErrorClass {
+    use iommufd::SetupError as E;
+    match error {
+        E::Open(..)
+        | E::NoDeviceId
+        | E::MockWithoutDeviceId
+        | E::Exists(_)
+        | E::DeviceInUse(..) => ErrorClass::InvalidArgument,
+        E::Incompatible(..) | E::SharesGroup(..) => ErrorClass::Unsupported,
+        E::NotIommufd(_) | E::Bind(..) | E::Attach(..) => ErrorClass::Internal,
+    }
 }
 
 fn setup_error(error: &SetupError) -> CommandError {

@@ -4,11 +4,11 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::endpoints::{Backing, EndpointSpec, VfioDevice};
-use crate::host::iommufd::{EndpointSource, IommufdHost, SetupError};
+use crate::endpoints::{Backing, EndpointError, EndpointSpec, VfioDevice};
+use crate::host::Host;
+use crate::host::iommufd::{EndpointSource, IommufdHost};
 use crate::host::soft::{self, SoftHost};
-use crate::host::{Host, HostError};
-use crate::soft_endpoint::{ServeError, SoftEndpoints};
+use crate::soft_endpoint::SoftEndpoints;
 use crate::spec::EndpointId;
 
 /// The host of this process. One process has endpoints of one kind.
@@ -18,29 +18,6 @@ pub enum AnyHost {
     Soft(Arc<SoftHost>, Arc<SoftEndpoints>),
     /// Devices.
     Iommufd(Arc<IommufdHost>),
-}
-
-/// Why an endpoint cannot be added.
-#[derive(Debug, thiserror::Error)]
-pub enum AddEndpointError {
-    /// A device, and the host has none.
-    #[error("endpoint {0} is a device, and this process serves software endpoints")]
-    NotSoft(EndpointId),
-    /// No device, and the host has nothing else.
-    #[error("endpoint {0} names no device, and this process serves devices: pass vfio or vfio-fd")]
-    NotDevice(EndpointId),
-    /// The descriptor of its device is missing.
-    #[error("the descriptor of endpoint {0} is missing")]
-    NoDescriptor(EndpointId),
-    /// Its PCI function cannot be served.
-    #[error(transparent)]
-    Serve(#[from] ServeError),
-    /// The software host refused.
-    #[error(transparent)]
-    Soft(#[from] HostError),
-    /// The iommufd host refused.
-    #[error(transparent)]
-    Iommufd(#[from] SetupError),
 }
 
 impl AnyHost {
@@ -61,7 +38,7 @@ impl AnyHost {
     }
 
     /// The PCI functions of software endpoints; `None` where endpoints are devices.
-    pub fn functions(&self) -> Option<&SoftEndpoints> {
+    pub(super) fn functions(&self) -> Option<&SoftEndpoints> {
         match self {
             Self::Soft(_, functions) => Some(functions),
             Self::Iommufd(_) => None,
@@ -69,18 +46,18 @@ impl AnyHost {
     }
 
     /// Ends the PCI function of an endpoint, if it has one.
-    pub fn remove_function(&self, endpoint: EndpointId) {
+    pub(super) fn remove_function(&self, endpoint: EndpointId) {
         if let Some(functions) = self.functions() {
             functions.remove(endpoint);
         }
     }
 
-    /// Adds an endpoint. `fd` is its VFIO device where the endpoint names a descriptor.
-    pub fn add_endpoint(
+    /// Adds an endpoint to the host, with its PCI function. `fd` is its VFIO device if the endpoint names a descriptor.
+    pub(super) fn add_endpoint(
         &self,
         endpoint: &EndpointSpec,
         fd: Option<OwnedFd>,
-    ) -> Result<(), AddEndpointError> {
+    ) -> Result<(), EndpointError> {
         let id = endpoint.id;
         match self {
             Self::Soft(host, functions) if endpoint.is_soft() => {
@@ -93,7 +70,7 @@ impl AnyHost {
                     error.into()
                 })
             }
-            Self::Soft(..) => Err(AddEndpointError::NotSoft(id)),
+            Self::Soft(..) => Err(EndpointError::NotSoft(id)),
             Self::Iommufd(host) => {
                 let (source, dev_id) = source(endpoint, fd)?;
                 Ok(host.add_endpoint(id, source, dev_id)?)
@@ -105,14 +82,14 @@ impl AnyHost {
 fn source(
     endpoint: &EndpointSpec,
     fd: Option<OwnedFd>,
-) -> Result<(EndpointSource, Option<u32>), AddEndpointError> {
+) -> Result<(EndpointSource, Option<u32>), EndpointError> {
     match &endpoint.backing {
-        Backing::Soft { .. } => Err(AddEndpointError::NotDevice(endpoint.id)),
+        Backing::Soft { .. } => Err(EndpointError::NotDevice(endpoint.id)),
         Backing::Vfio { device, dev_id } => {
             let source = match device {
                 VfioDevice::Path(path) => EndpointSource::VfioPath(path.clone()),
                 VfioDevice::Fd(_) => {
-                    EndpointSource::VfioFd(fd.ok_or(AddEndpointError::NoDescriptor(endpoint.id))?)
+                    EndpointSource::VfioFd(fd.ok_or(EndpointError::NoDescriptor(endpoint.id))?)
                 }
             };
             Ok((source, *dev_id))

@@ -7,9 +7,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::message::{self, Event, Message};
+use crate::endpoints::Question;
 use crate::os::poller::Poller;
 
 /// How long QEMU may take to greet, and to answer.
@@ -19,7 +21,7 @@ const MAX_LINE: usize = 1 << 20;
 
 const STOP: u64 = 0;
 const SOCKET: u64 = 1;
-const QUEUES: u64 = 2;
+const CHANGES: u64 = 2;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -44,12 +46,13 @@ pub(super) enum ClientError {
     Refused(String),
 }
 
-/// Waits for the end of the process, for the queues to stop, and for a socket.
+/// Waits for the end of the process, for changes that QEMU is asked about, and for a socket.
 pub(super) struct Waiter {
     poller: Poller,
     /// Kept open for as long as it is watched.
     _stop: EventFd,
-    queues: EventFd,
+    /// The queues have stopped, or an endpoint has come.
+    changes: EventFd,
 }
 
 /// Why waiting has ended.
@@ -57,21 +60,21 @@ pub(super) struct Waiter {
 enum Wake {
     /// The socket is readable.
     Socket,
-    /// The queues have stopped.
-    Queues,
+    /// There may be something to ask QEMU.
+    Changes,
 }
 
 impl Waiter {
-    /// `queues` does not block, and is readable when the queues have stopped.
-    pub fn new(stop: &EventFd, queues: EventFd) -> io::Result<Self> {
+    /// `changes` does not block, and is readable when there may be something to ask QEMU.
+    pub fn new(stop: &EventFd, changes: EventFd) -> io::Result<Self> {
         let poller = Poller::new()?;
         let stop = stop.try_clone()?;
         poller.add(stop.as_raw_fd(), STOP)?;
-        poller.add(queues.as_raw_fd(), QUEUES)?;
+        poller.add(changes.as_raw_fd(), CHANGES)?;
         Ok(Self {
             poller,
             _stop: stop,
-            queues,
+            changes,
         })
     }
 
@@ -97,7 +100,7 @@ impl Waiter {
             let (mut stopped, mut wake) = (false, None);
             self.poller.wait(deadline, |token| match token {
                 STOP => stopped = true,
-                QUEUES => wake = Some(Wake::Queues),
+                CHANGES => wake = Some(Wake::Changes),
                 _ => {
                     wake.get_or_insert(Wake::Socket);
                 }
@@ -106,8 +109,8 @@ impl Waiter {
                 return Err(ClientError::Stopped);
             }
             if let Some(wake) = wake {
-                if wake == Wake::Queues {
-                    self.queues.read()?;
+                if wake == Wake::Changes {
+                    self.changes.read()?;
                 }
                 return Ok(wake);
             }
@@ -129,8 +132,12 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Connects, and goes through the handshake.
-    pub fn connect(path: &Path, waiter: &Waiter) -> Result<Self, ClientError> {
+    /// Connects, and goes through the handshake. `before_events` is called before QEMU is asked for events.
+    pub fn connect(
+        path: &Path,
+        waiter: &Waiter,
+        before_events: impl FnOnce(),
+    ) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path).map_err(ClientError::Connect)?;
         stream.set_nonblocking(true)?;
         waiter.watch(&stream)?;
@@ -145,7 +152,8 @@ impl Client {
             Message::Greeting(version) => client.version = version,
             _ => return Err(ClientError::NotQmp),
         }
-        client.send("qmp_capabilities")?;
+        before_events();
+        client.send(&json!({"execute": "qmp_capabilities"}))?;
         loop {
             match client.answer(waiter, deadline)? {
                 Message::Return => return Ok(client),
@@ -156,13 +164,20 @@ impl Client {
     }
 
     /// Asks whether the machine runs: the answer is an event.
-    pub fn ask(&mut self) -> io::Result<()> {
-        self.send("query-status")
+    pub fn ask_status(&mut self) -> io::Result<()> {
+        self.send(&json!({"execute": "query-status"}))
     }
 
-    /// Sends a command without arguments. A connection with no other answer on its way takes so little at once.
-    fn send(&mut self, command: &str) -> io::Result<()> {
-        write!(self.stream, "{{\"execute\":\"{command}\"}}\r\n")
+    /// Asks whether there is a device: the answer is an event.
+    pub fn ask_presence(&mut self, question: &Question) -> io::Result<()> {
+        // Every object has a type.
+        let arguments = json!({"path": question.path, "property": "type"});
+        self.send(&json!({"execute": "qom-get", "arguments": arguments, "id": question.number}))
+    }
+
+    /// Sends a command. A connection with one other answer on its way takes so little at once.
+    fn send(&mut self, command: &Value) -> io::Result<()> {
+        self.stream.write_all(format!("{command}\r\n").as_bytes())
     }
 
     /// QEMU's version.
@@ -170,7 +185,8 @@ impl Client {
         &self.version
     }
 
-    /// Waits for a message, or for the queues to stop: the message's event, if it is one that matters.
+    /// Waits for a message, or for a change that QEMU is to be asked about: the message's event, if it is one that
+    /// matters.
     pub fn event(&mut self, waiter: &Waiter) -> Result<Option<Event>, ClientError> {
         match self.message(waiter, None)? {
             Some(Message::Event(event)) => Ok(Some(event)),
@@ -191,7 +207,7 @@ impl Client {
         }
     }
 
-    /// `None`: the queues have stopped.
+    /// `None`: there may be something to ask QEMU.
     fn message(
         &mut self,
         waiter: &Waiter,
@@ -205,7 +221,7 @@ impl Client {
             if self.received.len() >= MAX_LINE {
                 return Err(ClientError::NotQmp);
             }
-            if waiter.wait(deadline)? == Wake::Queues {
+            if waiter.wait(deadline)? == Wake::Changes {
                 return Ok(None);
             }
             let mut buffer = [0; 4096];

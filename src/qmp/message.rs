@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Lines of QMP (QEMU's docs/interop/qmp-spec): what of them matters here.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use crate::endpoints::Deleted;
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::endpoints::{Deleted, Presence};
 
 /// An event that matters, or the answer to what was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +15,8 @@ pub(super) enum Event {
     Stop,
     Resume,
     DeviceDeleted(Deleted),
+    /// The answer to a question about a device: its number.
+    Presence(u64, Presence),
 }
 
 /// A line.
@@ -40,7 +41,8 @@ struct Line {
     event: Option<String>,
     #[serde(default)]
     data: Data,
-    timestamp: Option<Timestamp>,
+    /// Of the command that is answered.
+    id: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -62,6 +64,8 @@ struct Triple {
 
 #[derive(Deserialize)]
 struct Error {
+    #[serde(default)]
+    class: String,
     desc: String,
 }
 
@@ -69,20 +73,6 @@ struct Error {
 struct Data {
     device: Option<String>,
     path: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Timestamp {
-    seconds: u64,
-    microseconds: u64,
-}
-
-impl Timestamp {
-    fn time(&self) -> Option<SystemTime> {
-        let since = Duration::from_secs(self.seconds)
-            .checked_add(Duration::from_micros(self.microseconds))?;
-        UNIX_EPOCH.checked_add(since)
-    }
 }
 
 /// Reads a line. `None`: it is no JSON of QMP.
@@ -101,6 +91,16 @@ pub(super) fn parse(line: &[u8]) -> Option<Message> {
             Message::Greeting(format!("{major}.{minor}.{micro}"))
         }
         Line {
+            id: Some(number),
+            returned: Some(_),
+            ..
+        } => Message::Event(Event::Presence(number, Presence::Present)),
+        Line {
+            id: Some(number),
+            error: Some(error),
+            ..
+        } => Message::Event(Event::Presence(number, presence(&error))),
+        Line {
             returned: Some(returned),
             ..
         } => match returned.get("status").and_then(Value::as_str) {
@@ -113,14 +113,21 @@ pub(super) fn parse(line: &[u8]) -> Option<Message> {
         Line {
             event: Some(name),
             data,
-            timestamp,
             ..
-        } => event(&name, data, timestamp).map_or(Message::Other, Message::Event),
+        } => event(&name, data).map_or(Message::Other, Message::Event),
         _ => Message::Other,
     })
 }
 
-fn event(name: &str, data: Data, timestamp: Option<Timestamp>) -> Option<Event> {
+/// Only this class says that there is no such device.
+fn presence(error: &Error) -> Presence {
+    match error.class.as_str() {
+        "DeviceNotFound" => Presence::Absent,
+        _ => Presence::Unknown,
+    }
+}
+
+fn event(name: &str, data: Data) -> Option<Event> {
     Some(match name {
         "RESET" => Event::Reset,
         "STOP" => Event::Stop,
@@ -128,7 +135,6 @@ fn event(name: &str, data: Data, timestamp: Option<Timestamp>) -> Option<Event> 
         "DEVICE_DELETED" => Event::DeviceDeleted(Deleted {
             id: data.device,
             path: data.path?,
-            when: timestamp.and_then(|timestamp| timestamp.time())?,
         }),
         _ => return None,
     })
@@ -181,13 +187,8 @@ mod tests {
     fn a_deleted_device_has_a_path_and_perhaps_an_id() {
         let time = r#""timestamp": {"seconds": 5, "microseconds": 6}, "event": "DEVICE_DELETED""#;
         let deleted = |id: Option<&str>, path: &str| {
-            let when = UNIX_EPOCH + Duration::from_micros(5_000_006);
             let (id, path) = (id.map(str::to_owned), path.to_owned());
-            Some(Message::Event(Event::DeviceDeleted(Deleted {
-                id,
-                path,
-                when,
-            })))
+            Some(Message::Event(Event::DeviceDeleted(Deleted { id, path })))
         };
         let with =
             format!(r#"{{{time}, "data": {{"device": "d0", "path": "/machine/peripheral/d0"}}}}"#);
@@ -215,7 +216,38 @@ mod tests {
         ] {
             assert_eq!(message(line), None, "{line}");
         }
-        let far = r#"{"timestamp": {"seconds": 18446744073709551615, "microseconds": 999999}, "event": "DEVICE_DELETED", "data": {"path": "/a"}}"#;
-        assert_eq!(message(far), Some(Message::Other));
+    }
+
+    #[test]
+    fn the_time_of_day_of_an_event_does_not_matter() {
+        let data = r#""event": "DEVICE_DELETED", "data": {"path": "/a"}"#;
+        let deleted = message(&format!("{{{data}}}"));
+        assert!(matches!(deleted, Some(Message::Event(_))));
+        for timestamp in [
+            r#"{"seconds": 18446744073709551615, "microseconds": 999999}"#,
+            r#"{"seconds": 0, "microseconds": 0}"#,
+            r#"{"seconds": -1, "microseconds": -1}"#,
+        ] {
+            let line = format!(r#"{{"timestamp": {timestamp}, {data}}}"#);
+            assert_eq!(message(&line), deleted);
+        }
+    }
+
+    #[test]
+    fn an_answer_with_a_number_says_whether_a_device_is_there() {
+        for (line, presence) in [
+            (r#"{"return": "vfio-pci", "id": 7}"#, Presence::Present),
+            (
+                r#"{"error": {"class": "DeviceNotFound", "desc": "Device '/a' not found"}, "id": 7}"#,
+                Presence::Absent,
+            ),
+            (
+                r#"{"error": {"class": "GenericError", "desc": "no"}, "id": 7}"#,
+                Presence::Unknown,
+            ),
+        ] {
+            let event = Event::Presence(7, presence);
+            assert_eq!(message(line), Some(Message::Event(event)));
+        }
     }
 }

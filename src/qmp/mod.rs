@@ -20,8 +20,8 @@
 //! for (`SET_VRING_ENABLE`, by `REPLY_ACK`), behind the driver's features. So of a question that was asked after the
 //! stop, the answer `running` finds the driver on its way again, or there was no pause.
 //!
-//! A `DEVICE_DELETED` is older than an endpoint that was added under the same name after it: both
-//! carry their time.
+//! A `DEVICE_DELETED` can be late too, and find another endpoint under the name of its device. [`crate::endpoints`] has
+//! the rule, for which it asks QEMU whether a device is there.
 //!
 //! # The end of a driver
 //! Translations outlive it. Linux 7.2 resets virtio devices as it shuts down, the IOMMU before the devices
@@ -52,8 +52,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::Device;
-use crate::endpoints::Names;
-use crate::endpoints::host::AnyHost;
+use crate::endpoints::{Endpoints, Question};
 use crate::transport::{DriverLife, Stop};
 use client::{Client, ClientError, Waiter};
 use message::Event;
@@ -66,14 +65,10 @@ const RUNNING: &str = "running";
 /// What events act on.
 #[derive(Clone)]
 pub struct Context {
-    /// The device.
-    pub device: Arc<Device>,
-    /// Its host.
-    pub host: AnyHost,
+    /// The endpoints, and the device that has them.
+    pub endpoints: Arc<Endpoints>,
     /// Whether a driver is on its way.
     pub driver_life: Arc<DriverLife>,
-    /// Which endpoint is which device of QEMU.
-    pub names: Arc<Names>,
 }
 
 /// The thread that listens to QEMU. It ends when `stop` is readable.
@@ -85,9 +80,10 @@ impl Qmp {
     /// # Errors
     /// A descriptor or the thread cannot be made.
     pub fn start(path: PathBuf, context: Context, stop: &EventFd) -> io::Result<Self> {
-        let queues = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        context.driver_life.set_stop_event(queues.try_clone()?);
-        let waiter = Waiter::new(stop, queues)?;
+        let changes = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        context.driver_life.set_stop_event(changes.try_clone()?);
+        context.endpoints.follow_qemu(changes.try_clone()?);
+        let waiter = Waiter::new(stop, changes)?;
         let listener = Listener {
             path,
             context,
@@ -95,6 +91,7 @@ impl Qmp {
             reported: None,
             lost: None,
             asked: None,
+            question: None,
             paused: None,
         };
         let thread = thread::Builder::new()
@@ -121,6 +118,8 @@ struct Listener {
     lost: Option<u64>,
     /// A question is on its way: the stop that it was asked for, or none.
     asked: Option<Option<Stop>>,
+    /// A question about a device is on its way.
+    question: Option<Question>,
     /// A stop that was a pause, as far as QEMU has told.
     paused: Option<Stop>,
 }
@@ -141,10 +140,11 @@ impl Listener {
 
     /// Connects, and carries out events until that ends.
     fn listen(&mut self) -> Result<std::convert::Infallible, ClientError> {
-        let mut client = Client::connect(&self.path, &self.waiter)?;
+        let endpoints = Arc::clone(&self.context.endpoints);
+        let mut client = Client::connect(&self.path, &self.waiter, || endpoints.qemu_connects())?;
         log::info!("QMP: connected to QEMU {}", client.version());
         self.reported = None;
-        if self.lost.take() == Some(self.front_ends()) && self.context.device.status().connected {
+        if self.lost.take() == Some(self.front_ends()) && self.device().status().connected {
             log::warn!(
                 "QMP: what QEMU said while there was no connection is lost: if the machine was reset, `bypass` is not as \
                  at start; endpoints of devices that were unplugged want endpoint-remove"
@@ -157,8 +157,9 @@ impl Listener {
 
     fn follow(&mut self, client: &mut Client) -> Result<std::convert::Infallible, ClientError> {
         self.paused = None;
+        self.question = None;
         self.asked = Some(self.context.driver_life.undecided_stop());
-        client.ask()?;
+        client.ask_status()?;
         loop {
             if let Some(event) = client.event(&self.waiter)? {
                 self.carry_out(&event);
@@ -167,14 +168,24 @@ impl Listener {
             let stop = self.context.driver_life.undecided_stop();
             if stop.is_some() && stop != self.paused && self.asked.is_none() {
                 self.asked = Some(stop);
-                client.ask()?;
+                client.ask_status()?;
+            }
+            if self.question.is_none()
+                && let Some(question) = self.context.endpoints.question()
+            {
+                client.ask_presence(&question)?;
+                self.question = Some(question);
             }
         }
     }
 
+    fn device(&self) -> &Device {
+        self.context.endpoints.device()
+    }
+
     /// How many front-ends there have been: another one has found everything as at start.
     fn front_ends(&self) -> u64 {
-        self.context.device.counters().connections.get()
+        self.device().counters().connections.get()
     }
 
     fn report(&mut self, error: &ClientError) {
@@ -195,7 +206,10 @@ impl Listener {
                 log::info!("QMP: the machine's state is {status}");
                 match self.asked.take().flatten() {
                     Some(stop) if status == RUNNING => {
-                        if context.driver_life.machine_runs(stop, &context.device) {
+                        if context
+                            .driver_life
+                            .machine_runs(stop, context.endpoints.device())
+                        {
                             log::info!(
                                 "QMP: the driver has ended; what it has mapped stays for devices that have not"
                             );
@@ -204,7 +218,11 @@ impl Listener {
                     stop => self.paused = stop,
                 }
             }
-            Event::Reset if context.driver_life.machine_was_reset(&context.device) => {
+            Event::Reset
+                if context
+                    .driver_life
+                    .machine_was_reset(context.endpoints.device()) =>
+            {
                 log::info!("QMP: the machine was reset, and so is the device");
             }
             Event::Reset => {
@@ -216,16 +234,11 @@ impl Listener {
                 self.paused = None;
             }
             Event::DeviceDeleted(deleted) => {
-                let Some(endpoint) = context.names.take(deleted) else {
-                    return;
-                };
-                match context.device.remove_endpoint(endpoint) {
-                    Ok(()) => {
-                        context.host.remove_function(endpoint);
-                        log::info!("QMP: endpoint {endpoint} was unplugged and is removed");
-                    }
-                    Err(error) => log::warn!("QMP: a device was unplugged: {error}"),
-                }
+                context.endpoints.deleted(deleted);
+            }
+            Event::Presence(number, presence) => {
+                self.question = None;
+                context.endpoints.answered(*number, *presence);
             }
         }
     }

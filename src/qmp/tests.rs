@@ -3,15 +3,22 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use super::*;
 use crate::device::DeviceConfig;
-use crate::host::soft::{self, SoftHost};
+use crate::endpoints::EndpointSpec;
+use crate::endpoints::host::AnyHost;
+use crate::host::soft::SoftHost;
 use crate::spec::EndpointId;
 
 const ENDPOINT: EndpointId = EndpointId(0x28);
 const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "major": 11}, "package": ""}, "capabilities": []}}"#;
+
+/// An endpoint that is `dev0` in QEMU.
+fn dev0() -> EndpointSpec {
+    format!("{ENDPOINT},qemu-id=dev0").parse().unwrap()
+}
 
 /// A device with an endpoint that is `dev0` in QEMU, the thread, and the socket it connects to.
 struct Bench {
@@ -27,18 +34,12 @@ impl Bench {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("qmp");
         let listener = UnixListener::bind(&path).unwrap();
-        let host = Arc::new(SoftHost::new().unwrap());
-        host.add_endpoint(ENDPOINT, soft::default_properties())
-            .unwrap();
-        let host = AnyHost::Soft(host, Arc::default());
-        let device = Device::new(DeviceConfig::default(), host.host(), &[ENDPOINT]).unwrap();
+        let host = AnyHost::Soft(Arc::new(SoftHost::new().unwrap()), Arc::default());
+        let endpoints = Endpoints::new(host, DeviceConfig::default(), [(dev0(), None)]).unwrap();
         let context = Context {
-            device: Arc::new(device),
-            host,
+            endpoints: Arc::new(endpoints),
             driver_life: Arc::default(),
-            names: Arc::default(),
         };
-        context.names.add(ENDPOINT, "dev0");
         let stop = EventFd::new(0).unwrap();
         let thread = Some(Qmp::start(path, context.clone(), &stop).unwrap());
         Self {
@@ -78,7 +79,13 @@ impl Bench {
     }
 
     fn has_endpoint(&self) -> bool {
-        !self.context.device.status().endpoints.is_empty()
+        !self
+            .context
+            .endpoints
+            .device()
+            .status()
+            .endpoints
+            .is_empty()
     }
 
     fn wait_for(&self, condition: impl Fn() -> bool) {
@@ -116,10 +123,9 @@ impl Monitor {
     }
 
     fn event(&mut self, name: &str, data: &str) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let (seconds, microseconds) = (now.as_secs(), now.subsec_micros() + 1);
+        // QEMU's clock is far behind.
         self.say(&format!(
-            r#"{{"timestamp": {{"seconds": {seconds}, "microseconds": {microseconds}}}, "event": "{name}", "data": {data}}}"#
+            r#"{{"timestamp": {{"seconds": 1, "microseconds": 2}}, "event": "{name}", "data": {data}}}"#
         ));
     }
 
@@ -133,11 +139,19 @@ impl Monitor {
         self.event("RESET", data);
     }
 
-    fn expect(&mut self, name: &str) {
+    /// Waits for a command: its `id`.
+    fn expect(&mut self, name: &str) -> serde_json::Value {
         let mut line = String::new();
         self.0.read_line(&mut line).unwrap();
         let command: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(command["execute"], name);
+        command["id"].clone()
+    }
+
+    /// Waits for the question about `dev0`, and answers that it is there.
+    fn expect_question(&mut self) -> String {
+        let id = self.expect("qom-get");
+        format!(r#"{{"return": "vfio-user-pci", "id": {id}}}"#)
     }
 
     /// Waits until the thread has closed the connection.
@@ -161,14 +175,49 @@ fn an_unplugged_device_takes_its_endpoint_along() {
     // The same again finds nothing, and the thread goes on.
     monitor.deleted("dev0");
     monitor.reset();
-    bench.wait_for(|| bench.context.device.counters().resets.get() == 1);
+    bench.wait_for(|| bench.context.endpoints.device().counters().resets.get() == 1);
+}
+
+#[test]
+fn a_late_deletion_does_not_take_the_endpoint_that_came_since() {
+    let bench = Bench::new();
+    let mut monitor = bench.greeted();
+    let endpoints = &bench.context.endpoints;
+    // The operator has heard of the deletion over another connection, and is faster.
+    endpoints.remove(ENDPOINT).unwrap();
+    endpoints.add(&dev0(), None).unwrap();
+    let answer = monitor.expect_question();
+    monitor.deleted("dev0");
+    monitor.say(&answer);
+    // The question is answered when the next one comes.
+    let other: EndpointSpec = "9,qemu-id=dev9".parse().unwrap();
+    endpoints.add(&other, None).unwrap();
+    monitor.expect_question();
+    assert_eq!(endpoints.device().status().endpoints.len(), 2);
+    // From here on it is the new one that QEMU means.
+    monitor.deleted("dev0");
+    bench.wait_for(|| endpoints.device().status().endpoints.len() == 1);
+}
+
+#[test]
+fn a_device_can_come_back_under_its_name_and_be_unplugged_again() {
+    let bench = Bench::new();
+    let mut monitor = bench.greeted();
+    let endpoints = &bench.context.endpoints;
+    for _ in 0..20 {
+        monitor.deleted("dev0");
+        bench.wait_for(|| !bench.has_endpoint());
+        endpoints.add(&dev0(), None).unwrap();
+        let answer = monitor.expect_question();
+        monitor.say(&answer);
+    }
 }
 
 #[test]
 fn a_reset_of_the_machine_resets_the_device_while_no_driver_is_there() {
     let bench = Bench::new();
     let mut monitor = bench.greeted();
-    let device = &bench.context.device;
+    let device = bench.context.endpoints.device();
     device.write_config(36, &[0]);
     monitor.reset();
     bench.wait_for(|| device.counters().resets.get() == 1);
@@ -190,7 +239,7 @@ fn another_connection_is_made_when_one_is_lost() {
 fn queues_that_stop_while_the_machine_runs_are_a_drivers_end() {
     let bench = Bench::new();
     let mut monitor = bench.greeted();
-    let device = &bench.context.device;
+    let device = bench.context.endpoints.device();
     for _ in 0..2 {
         bench.run_driver();
         assert!(bench.has_undecided_stop());
@@ -247,7 +296,7 @@ fn an_answer_from_before_the_stop_says_nothing() {
 #[test]
 fn a_drivers_end_that_was_not_heard_of_is_found_at_the_next_connection() {
     let bench = Bench::new();
-    let device = &bench.context.device;
+    let device = bench.context.endpoints.device();
     device.connect();
     drop(bench.greeted());
     bench.run_driver();

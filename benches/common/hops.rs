@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::hint::spin_loop;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -104,8 +105,8 @@ pub struct Course<H, R> {
     buffers: Vec<u64>,
 }
 
-impl<H: Host + 'static, R: FnMut(&H)> Course<H, R> {
-    pub fn new(host: H, endpoint: u32, raise: R) -> Self {
+impl<H: Host + 'static, R: FnMut()> Course<H, R> {
+    pub fn new(host: Arc<H>, endpoint: u32, raise: R) -> Self {
         let server = pin::device_side(|| {
             let options = ServerOptions {
                 config: DeviceConfig {
@@ -115,7 +116,7 @@ impl<H: Host + 'static, R: FnMut(&H)> Course<H, R> {
                 endpoints: vec![endpoint],
                 ..ServerOptions::default()
             };
-            Server::over(std::sync::Arc::new(TimedHost::new(host)), options)
+            Server::over(Arc::new(TimedHost::new(host)), options)
         });
         let options = GuestOptions {
             queue_size: QUEUE,
@@ -143,7 +144,7 @@ impl<H: Host + 'static, R: FnMut(&H)> Course<H, R> {
     }
 
     fn raise(&mut self) {
-        (self.raise)(&self.server.host.inner);
+        (self.raise)();
     }
 
     /// The next event, if there is one: its group. Its buffer is available again.

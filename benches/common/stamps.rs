@@ -2,6 +2,7 @@
 //! When a page request comes by: a host in front of another, which notes the time of each call.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -36,7 +37,7 @@ impl Stamp {
 
 /// Another host, and when it was called.
 pub struct TimedHost<H> {
-    pub inner: H,
+    inner: Arc<H>,
     /// A page request was taken out of the host's queue.
     pub taken: Stamp,
     /// The host was told an answer.
@@ -46,7 +47,7 @@ pub struct TimedHost<H> {
 }
 
 impl<H> TimedHost<H> {
-    pub fn new(inner: H) -> Self {
+    pub fn new(inner: Arc<H>) -> Self {
         Self {
             inner,
             taken: Stamp::default(),

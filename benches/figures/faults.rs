@@ -3,10 +3,10 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use vhost_device_iommu::host::PageRequest;
 use vhost_device_iommu::host::soft::{SoftHost, default_properties};
-use vhost_device_iommu::host::{PageRequest, Requester};
 use vhost_device_iommu::spec::{EndpointId, EventFlags, Iova};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -51,22 +51,19 @@ pub fn measure() {
     };
     let bare = bare::measure(&list, ROUNDS, GROUPS);
 
-    let host = SoftHost::new().expect("a host");
+    let host = Arc::new(SoftHost::new().expect("a host"));
     let endpoint = EndpointId(ENDPOINT);
     host.add_endpoint(endpoint, default_properties())
         .expect("an endpoint");
-    let raise = move |host: &SoftHost| {
+    let port = host.port(endpoint).expect("a port");
+    let raise = move || {
         let page = PageRequest {
             address: IOVA,
             access: EventFlags::READ,
             length: 0,
         };
-        let requester = Requester {
-            endpoint,
-            pasid: None,
-        };
         // Nobody waits for the response: the group stays outstanding until it is answered.
-        let response = host.page_request(requester, vec![page]);
+        let response = port.page_request(None, vec![page]);
         drop(response.expect("a page request"));
     };
     Course::new(host, ENDPOINT, raise).figures("software host", &bare, Some(20.0), ROUNDS, GROUPS);

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use vhost_device_iommu::host::iommufd::{EndpointSource, IommufdHost};
 use vhost_device_iommu::spec::EndpointId;
@@ -96,9 +97,9 @@ pub fn measure() {
     };
     host.add_endpoint(EndpointId(ENDPOINT), mock, Some(device.dev))
         .expect("an endpoint");
-    let raise = |_: &IommufdHost| kernel.page_request(device, 0, GROUP, kernel::READ, IOVA);
+    let raise = || kernel.page_request(device, 0, GROUP, kernel::READ, IOVA);
     // Microseconds of an emulated processor are held against nothing but others of it.
-    Course::new(host, ENDPOINT, raise).figures(
+    Course::new(Arc::new(host), ENDPOINT, raise).figures(
         "iommufd host, mock device",
         &bare,
         None,

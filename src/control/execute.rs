@@ -15,11 +15,11 @@ use crate::control::command::{Command, CommandError, EndpointAdd, ErrorClass};
 use crate::device::SetupError;
 use crate::endpoints::{EndpointError, Endpoints};
 use crate::host::iommufd;
-use crate::host::soft::{AccessError, SoftHost, Transfer};
-use crate::host::{HostError, PageRequest, Requester};
+use crate::host::soft::{AccessError, Denied, Port, Transfer};
+use crate::host::{HostError, PageRequest};
 use crate::notation::to_hex;
 use crate::soft_endpoint::ServeError;
-use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode};
+use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode, Pasid};
 
 /// What commands work on.
 #[derive(Clone)]
@@ -49,33 +49,35 @@ impl Context {
                 requester,
                 iova,
                 length,
-            } => match self.soft() {
-                Ok(host) => return Box::pin(dma_read(host, requester, iova, length)),
+            } => match self.port(requester.endpoint) {
+                Ok(port) => return Box::pin(dma_read(port, requester.pasid, iova, length)),
                 Err(error) => Err(error),
             },
             Command::DmaWrite {
                 requester,
                 iova,
                 data,
-            } => match self.soft() {
-                Ok(host) => return Box::pin(dma_write(host, requester, iova, data)),
+            } => match self.port(requester.endpoint) {
+                Ok(port) => return Box::pin(dma_write(port, requester.pasid, iova, data)),
                 Err(error) => Err(error),
             },
-            Command::PageRequest { requester, pages } => match self.soft() {
-                Ok(host) => return Box::pin(page_request(host, requester, pages)),
+            Command::PageRequest { requester, pages } => match self.port(requester.endpoint) {
+                Ok(port) => return Box::pin(page_request(port, requester.pasid, pages)),
                 Err(error) => Err(error),
             },
         };
         Box::pin(ready(answer))
     }
 
-    fn soft(&self) -> Result<Arc<SoftHost>, CommandError> {
-        self.endpoints.soft_host().cloned().ok_or_else(|| {
+    fn port(&self, endpoint: EndpointId) -> Result<Arc<Port>, CommandError> {
+        let host = self.endpoints.soft_host().ok_or_else(|| {
             CommandError::new(
                 ErrorClass::Unsupported,
                 "the endpoints of this process are devices: they make their accesses themselves",
             )
-        })
+        })?;
+        host.shared_port(endpoint)
+            .map_err(|error| host_error(&error))
     }
 
     fn counters(&self) -> Value {
@@ -131,29 +133,25 @@ impl Context {
     }
 }
 
-async fn dma_read(host: Arc<SoftHost>, requester: Requester, iova: Iova, length: usize) -> Answer {
+async fn dma_read(port: Arc<Port>, pasid: Option<Pasid>, iova: Iova, length: usize) -> Answer {
     let mut data = vec![0; length];
-    host.access(requester, iova, Transfer::Read(&mut data))
+    port.access(pasid, iova, Transfer::Read(&mut data))
         .await
         .map_err(|error| access_error(&error))?;
     Ok(json!({"data": to_hex(&data)}))
 }
 
-async fn dma_write(host: Arc<SoftHost>, requester: Requester, iova: Iova, data: Vec<u8>) -> Answer {
-    host.access(requester, iova, Transfer::Write(&data))
+async fn dma_write(port: Arc<Port>, pasid: Option<Pasid>, iova: Iova, data: Vec<u8>) -> Answer {
+    port.access(pasid, iova, Transfer::Write(&data))
         .await
         .map_err(|error| access_error(&error))?;
     Ok(json!({}))
 }
 
-async fn page_request(
-    host: Arc<SoftHost>,
-    requester: Requester,
-    pages: Vec<PageRequest>,
-) -> Answer {
-    let response = host
-        .page_request(requester, pages)
-        .map_err(|error| access_error(&error))?
+async fn page_request(port: Arc<Port>, pasid: Option<Pasid>, pages: Vec<PageRequest>) -> Answer {
+    let response = port
+        .page_request(pasid, pages)
+        .map_err(|denied| CommandError::new(denied_class(denied), denied))?
         .await;
     let name = match response {
         PageResponseCode::Success => "success",
@@ -165,17 +163,20 @@ async fn page_request(
 
 fn access_error(error: &AccessError) -> CommandError {
     let class = match error {
-        AccessError::NoEndpoint(_) | AccessError::NoPasid(..) | AccessError::Wraps => {
-            ErrorClass::InvalidArgument
-        }
-        AccessError::NoPageRequests(_) => ErrorClass::Unsupported,
-        AccessError::Blocked(_) | AccessError::Translation(_) | AccessError::NoMemory(_) => {
-            ErrorClass::TranslationFault
-        }
-        AccessError::Permission(_) => ErrorClass::PermissionFault,
+        AccessError::Wraps => ErrorClass::InvalidArgument,
+        AccessError::Denied(denied, _) => denied_class(*denied),
         AccessError::PageRequest(..) => ErrorClass::PageRequestFailed,
     };
     CommandError::new(class, error)
+}
+
+fn denied_class(denied: Denied) -> ErrorClass {
+    match denied {
+        Denied::NoEndpoint | Denied::NoPasid(_) => ErrorClass::InvalidArgument,
+        Denied::NoPageRequests => ErrorClass::Unsupported,
+        Denied::Blocked | Denied::Translation | Denied::NoMemory => ErrorClass::TranslationFault,
+        Denied::Permission => ErrorClass::PermissionFault,
+    }
 }
 
 fn host_error(error: &HostError) -> CommandError {

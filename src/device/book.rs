@@ -236,6 +236,7 @@ impl PageRequestBook {
             match event {
                 HostEvent::PageRequest(group) => self.admit(host, counters, group, now),
                 HostEvent::Fault(fault) => self.report(counters, &fault),
+                HostEvent::FaultsDropped(count) => counters.fault_reports_dropped.add(count),
             }
         }
         self.incoming = incoming;

@@ -153,8 +153,11 @@ impl Run {
                 let address = Iova(u64::from(input.u16()?));
                 let mut bytes = [0; 16];
                 let transfer = Transfer::Read(&mut bytes);
+                let Ok(port) = self.host.port(requester.endpoint) else {
+                    return Some(());
+                };
                 // Polled once: it may wait for an answer that nobody gives.
-                let access = pin!(self.host.access(requester, address, transfer));
+                let access = pin!(port.access(requester.pasid, address, transfer));
                 let _ = access.poll(&mut Context::from_waker(Waker::noop()));
             }
             4 => {
@@ -165,8 +168,10 @@ impl Run {
                     access: EventFlags::READ,
                     length: 0,
                 });
-                // Unknown requesters are refused.
-                let _ = self.host.page_request(requester, pages.collect());
+                if let Ok(port) = self.host.port(requester.endpoint) {
+                    // An unknown PASID is refused.
+                    let _ = port.page_request(requester.pasid, pages.collect());
+                }
             }
             5 => self.device.suspend(),
             6 => self.device.resume(),

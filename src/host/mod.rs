@@ -185,6 +185,9 @@ pub enum HostEvent {
     PageRequest(PageRequestGroup),
     /// A fault that is over already.
     Fault(Fault),
+    /// So many faults that the host had no room for, or whose endpoint went away before they were taken. The device counts
+    /// them with the reports that it drops itself.
+    FaultsDropped(u64),
 }
 
 /// What the host does with an answered group.

@@ -53,10 +53,11 @@ pub struct Device {
 impl Device {
     /// A function of an endpoint, as after power-on. Fails when no thread can be started.
     pub fn new(endpoint: EndpointId, host: &Arc<SoftHost>) -> io::Result<Self> {
-        let function = Arc::new(Function::new(endpoint, host));
+        let function = Arc::new(Function::new(endpoint));
         let [test, memory, faults] = BARS;
         let scratch = Arc::new(Scratch::new(memory.index, memory.size as usize));
-        let test_block = TestBlock::new(&function, &scratch)?;
+        let port = host.port(endpoint).map_err(io::Error::other)?;
+        let test_block = TestBlock::new(&function, port, &scratch)?;
         let shared = Arc::clone(&function) as Arc<dyn engine::Function>;
         let engine = FaultEngine::new(&shared, host, endpoint).map_err(io::Error::other)?;
         Ok(Self {

@@ -6,8 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use serde_json::Value;
 
-use crate::host::Requester;
-use crate::host::soft::SoftHost;
 use crate::soft_endpoint::engine;
 use crate::soft_endpoint::interrupts::Interrupts;
 use crate::soft_endpoint::pri::PageRequestInterface;
@@ -37,7 +35,6 @@ bitflags::bitflags! {
 /// Configuration space changes it; blocks look at it before each transaction.
 pub struct Function {
     endpoint: EndpointId,
-    host: Arc<SoftHost>,
     enabled: AtomicU32,
     decodes: AtomicBool,
     page_requests: Arc<PageRequestInterface>,
@@ -46,10 +43,9 @@ pub struct Function {
 
 impl Function {
     /// A function of an endpoint, with nothing enabled.
-    pub fn new(endpoint: EndpointId, host: &Arc<SoftHost>) -> Self {
+    pub fn new(endpoint: EndpointId) -> Self {
         Self {
             endpoint,
-            host: Arc::clone(host),
             enabled: AtomicU32::new(0),
             decodes: AtomicBool::new(false),
             page_requests: Arc::default(),
@@ -60,19 +56,6 @@ impl Function {
     /// The endpoint.
     pub fn endpoint(&self) -> EndpointId {
         self.endpoint
-    }
-
-    /// The requester of accesses without PASID.
-    pub fn requester(&self) -> Requester {
-        Requester {
-            endpoint: self.endpoint,
-            pasid: None,
-        }
-    }
-
-    /// The IOMMU.
-    pub fn host(&self) -> &Arc<SoftHost> {
-        &self.host
     }
 
     /// What configuration space enables now.

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 
 use serde_json::{Value, json};
 
+use crate::host::soft::Port;
 use crate::soft_endpoint::config::{MSIX_PENDING, MSIX_TABLE};
 use crate::soft_endpoint::function::{Function, RegisterBlock};
 use crate::soft_endpoint::interrupts::{InterruptKind, MSIX_VECTORS};
@@ -29,6 +30,7 @@ pub(super) struct TestBlock {
 
 struct Shared {
     function: Arc<Function>,
+    port: Port,
     scratch: Arc<Scratch>,
     state: Mutex<State>,
     /// A command, a doorbell or the end has come; or the thread has become idle.
@@ -66,9 +68,14 @@ struct Outcome {
 
 impl TestBlock {
     /// The block, and its thread.
-    pub(super) fn new(function: &Arc<Function>, scratch: &Arc<Scratch>) -> io::Result<Self> {
+    pub(super) fn new(
+        function: &Arc<Function>,
+        port: Port,
+        scratch: &Arc<Scratch>,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             function: Arc::clone(function),
+            port,
             scratch: Arc::clone(scratch),
             state: Mutex::new(State {
                 registers: Registers::new(),
@@ -108,7 +115,7 @@ impl Shared {
 
     /// The thread: one command after the other, as on the chips that run pci-epf-test.
     fn run(&self) {
-        let mut mover = Mover::new(&self.function, &self.stop);
+        let mut mover = Mover::new(&self.function, &self.port, &self.stop);
         let mut state = self.lock();
         while !state.ended {
             if let Some(value) = state.rung.take() {

@@ -9,9 +9,9 @@ use std::thread::{self, Thread};
 
 use crc32fast::Hasher;
 
-use crate::host::soft::{ThreadWaker, Transfer};
+use crate::host::soft::{Access, Port, ThreadWaker, Transfer};
 use crate::soft_endpoint::function::{Enabled, Function};
-use crate::spec::Iova;
+use crate::spec::{EventFlags, Iova};
 
 /// Bytes moved at once. Small enough to stay in the first cache between the two halves of a copy, and to be stopped soon.
 const PIECE: usize = 16 << 10;
@@ -62,6 +62,7 @@ pub(super) enum Failure {
 /// Moves bytes for a function, on its thread. Every operation also says how many bytes it moved.
 pub(super) struct Mover<'a> {
     function: &'a Arc<Function>,
+    port: &'a Port,
     stop: &'a Stop,
     waker: Waker,
     buffer: Vec<u8>,
@@ -71,9 +72,10 @@ pub(super) struct Mover<'a> {
 
 impl<'a> Mover<'a> {
     /// For the thread that calls this.
-    pub(super) fn new(function: &'a Arc<Function>, stop: &'a Stop) -> Self {
+    pub(super) fn new(function: &'a Arc<Function>, port: &'a Port, stop: &'a Stop) -> Self {
         Self {
             function,
+            port,
             stop,
             waker: Waker::from(Arc::new(ThreadWaker::new(thread::current()))),
             buffer: vec![0; PIECE],
@@ -135,10 +137,15 @@ impl<'a> Mover<'a> {
         if !enabled || self.stop.is_asked() {
             return 0;
         }
-        let requester = self.function.requester();
         let length = usize::try_from(left).unwrap_or(usize::MAX);
-        let host = self.function.host();
-        host.copy_mapped(requester, Iova(from), Iova(to), length) as u64
+        let access = |kinds| Access {
+            pasid: None,
+            kinds,
+            translated: false,
+        };
+        let source = (access(EventFlags::READ), Iova(from));
+        let target = (access(EventFlags::WRITE), Iova(to));
+        self.port.copy(source, target, length) as u64
     }
 
     fn each_piece(
@@ -174,8 +181,7 @@ impl<'a> Mover<'a> {
         if !self.function.enabled().contains(Enabled::BUS_MASTER) {
             return Err(failure);
         }
-        let host = self.function.host();
-        let mut access = pin!(host.access(self.function.requester(), Iova(address), transfer));
+        let mut access = pin!(self.port.access(None, Iova(address), transfer));
         let mut context = Context::from_waker(&self.waker);
         loop {
             if self.stop.is_asked() {

@@ -167,7 +167,7 @@ impl Bench {
             let before = groups.len();
             self.host.take_events(&mut |event| match event {
                 HostEvent::PageRequest(group) => groups.push(group),
-                HostEvent::Fault(fault) => panic!("mock devices report no faults: {fault:?}"),
+                other => panic!("mock devices report no faults: {other:?}"),
             });
             if groups.len() == before {
                 return groups;

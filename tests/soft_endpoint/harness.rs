@@ -150,7 +150,7 @@ impl Fixture {
         let mut faults = Vec::new();
         self.host.take_events(&mut |event| match event {
             HostEvent::Fault(fault) => faults.push(fault.address.expect("address")),
-            HostEvent::PageRequest(group) => panic!("unexpected {group:?}"),
+            other => panic!("unexpected {other:?}"),
         });
         faults
     }

@@ -6,8 +6,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use vhost_device_iommu::device::DeviceConfig;
-use vhost_device_iommu::host::soft::{AccessError, SoftHost, Transfer, block_on};
-use vhost_device_iommu::host::{PageRequest, Requester};
+use vhost_device_iommu::host::PageRequest;
+use vhost_device_iommu::host::soft::{AccessError, Denied, SoftHost, Transfer, block_on};
 use vhost_device_iommu::spec::{EndpointId, EventFlags, Features, Iova, PageResponseCode, Reason};
 
 use crate::OK;
@@ -48,17 +48,11 @@ fn connect_with(server: &Server, features: u64) -> Guest {
     Guest::connect(&server.path, &options)
 }
 
-fn requester() -> Requester {
-    Requester {
-        endpoint: EndpointId(ENDPOINT),
-        pasid: None,
-    }
-}
-
 /// Reads four bytes, on this thread: for accesses that fail at once.
-fn read(host: &SoftHost, iova: u64) -> Result<[u8; 4], AccessError> {
+fn read(host: &Arc<SoftHost>, iova: u64) -> Result<[u8; 4], AccessError> {
     let mut bytes = [0; 4];
-    block_on(host.access(requester(), Iova(iova), Transfer::Read(&mut bytes)))?;
+    let port = host.port(EndpointId(ENDPOINT)).expect("a port");
+    block_on(port.access(None, Iova(iova), Transfer::Read(&mut bytes)))?;
     Ok(bytes)
 }
 
@@ -78,7 +72,8 @@ fn group(host: &Arc<SoftHost>, pages: usize) -> JoinHandle<PageResponseCode> {
             length: 0,
         })
         .collect();
-    let response = host.page_request(requester(), pages).expect("a group");
+    let port = host.port(EndpointId(ENDPOINT)).expect("a port");
+    let response = port.page_request(None, pages).expect("a group");
     std::thread::spawn(move || block_on(response))
 }
 
@@ -117,7 +112,7 @@ fn no_event_comes_before_the_first_request() {
     guest.post_events(8, 32, true);
     assert_eq!(
         read(&server.host, 0x5000),
-        Err(AccessError::Blocked(Iova(0x5000)))
+        Err(AccessError::Denied(Denied::Blocked, Iova(0x5000)))
     );
     // The fault worker has seen the kick and the fault: stopping waits for it, and starting tells it again.
     let bases = guest.stop();
@@ -328,6 +323,7 @@ fn a_thousand_groups_are_answered_in_another_order() {
     };
     let mut guest = Guest::connect(&server.path, &options);
     guest.request(&attach(1, ENDPOINT, ATTACH_PAGE_REQUEST));
+    let port = server.host.port(EndpointId(ENDPOINT)).expect("a port");
     let answers: Vec<_> = (0..1000)
         .map(|_| {
             let page = PageRequest {
@@ -335,10 +331,7 @@ fn a_thousand_groups_are_answered_in_another_order() {
                 access: EventFlags::READ,
                 length: 0,
             };
-            server
-                .host
-                .page_request(requester(), vec![page])
-                .expect("a group")
+            port.page_request(None, vec![page]).expect("a group")
         })
         .collect();
     let mut ids = Vec::new();

@@ -2,27 +2,26 @@
 //! The software host: an IOMMU inside the process.
 //!
 //! ```text
-//! access ── views (per endpoint) ── mapping table (the device's own) ── guest memory
-//!    │ miss
-//!    └── book ── event descriptor ── device ── driver ── respond ── the access tries again
+//! agent ── port ── views (per endpoint) ── mapping table (the device's own) ── guest memory
+//!            │ miss
+//!            └── events ── event descriptor ── device ── driver ── respond ── the access tries again
 //! ```
 //!
-//! Translation reads the device's mapping table; there is no copy, so MAP and UNMAP have nothing to do here.
-//! An access holds three locks for reading while its bytes move: its endpoint's views, the table, guest memory.
-//! Whoever takes something away takes the same lock for writing, and so waits for the accesses that use it.
-//! Accesses never wait for each other.
+//! Translation reads the device's mapping table; there is no copy, so MAP has nothing to do here, and UNMAP invalidates.
+//! Every access goes through a [`Port`], which keeps translations as an endpoint with ATS and an IOMMU do. An access holds
+//! its port's lock while its bytes move, and accesses of different ports never wait for each other.
 //!
-//! A [`Port`] is for agents that access memory all the time: it keeps translations, as an endpoint with ATS and an IOMMU
-//! do, and is invalidated by whoever takes one away.
-//!
-//! Waiting for the driver is a future: no lock can be held across it, and a thousand waiting accesses need no
+//! An access that waits for the driver is a future: no lock can be held across it, and a thousand waiting accesses need no
 //! thousand threads. [`block_on`] is for callers that have a thread to spare.
+//!
+//! `access`: the words of an access. `port`: the way to memory. `cache`: its translations. `endpoint`: properties and
+//! attachments. `events`: faults and page requests on their way to the device.
 #![forbid(unsafe_code)]
 
 mod access;
-mod book;
 mod cache;
-mod copy;
+mod endpoint;
+mod events;
 mod port;
 #[cfg(test)]
 mod tests;
@@ -30,30 +29,28 @@ mod tests;
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
+use parking_lot::{Mutex, RwLock};
 use vm_memory::GuestMemoryMmap;
 
 use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
 use crate::host::{
-    Answer, Attachment, Cookie, EndpointProperties, Fault, Host, HostError, HostEvent, Limits,
-    MemoryError, MemoryRegion, Owner, PageRequest, PageRequests, Requester,
+    Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
+    MemoryError, MemoryRegion, Owner, Requester,
 };
-use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode, PasidFlags, Reason};
+use crate::spec::{DomainId, EndpointId, PageResponseCode, PasidFlags};
 
-pub use access::{AccessError, Transfer};
-pub use book::PendingResponse;
+pub use access::{Access, AccessError, Denied, Transfer};
 pub use cache::{CacheCounters, Cached};
-pub use port::{Access, Denied, Port};
+pub use events::PendingResponse;
+pub use port::Port;
 
-use access::{Attempt, Endpoint, SharedMemory, View, read};
-use book::Book;
+use endpoint::{Endpoint, View};
+use events::EventSource;
 use port::PortState;
-
-/// How often an access tries again after answers SUCCESS that brought it no further. Then it is a fault.
-const MAX_RETRIES: u32 = 100;
 
 /// Width of a PASID: all that PCI has.
 const PASID_WIDTH: u8 = 20;
@@ -73,34 +70,38 @@ pub fn default_properties() -> EndpointProperties {
 pub struct SoftHost {
     endpoints: RwLock<BTreeMap<EndpointId, Arc<Endpoint>>>,
     domains: Mutex<BTreeMap<DomainId, SharedMappings>>,
-    memory: SharedMemory,
+    /// Guest memory for ports that are made; each keeps its own copy of the map.
+    memory: Mutex<GuestMemoryMmap>,
     /// Held while a port is made, so that it misses no change of memory.
     ports: RwLock<Vec<Arc<PortState>>>,
-    book: Book,
+    events: EventSource,
 }
 
 impl SoftHost {
-    /// A host without endpoints and memory. Fails when the process is out of file descriptors.
+    /// A host without endpoints and memory.
+    ///
+    /// # Errors
+    /// The kernel's, if it has no eventfd to give.
     pub fn new() -> std::io::Result<Self> {
         Ok(Self {
             endpoints: RwLock::default(),
             domains: Mutex::default(),
-            memory: RwLock::new(GuestMemoryMmap::new()),
+            memory: Mutex::new(GuestMemoryMmap::new()),
             ports: RwLock::default(),
-            book: Book::new()?,
+            events: EventSource::new()?,
         })
     }
 
-    /// Adds an endpoint; it is blocked. One that exists already is an error.
+    /// Adds an endpoint; it is blocked.
+    ///
+    /// # Errors
+    /// [`HostError::Internal`] if there is one with this ID.
     pub fn add_endpoint(
         &self,
         id: EndpointId,
         properties: EndpointProperties,
     ) -> Result<(), HostError> {
-        let mut endpoints = self
-            .endpoints
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut endpoints = self.endpoints.write();
         if endpoints.contains_key(&id) {
             return Err(HostError::Internal(format!("endpoint {id} exists already")));
         }
@@ -110,123 +111,47 @@ impl SoftHost {
 
     /// Makes a port for an agent of an endpoint. It serves until it is dropped; when the endpoint is removed, it
     /// denies everything.
-    pub fn port(self: &Arc<Self>, id: EndpointId) -> Result<Port, AccessError> {
-        let endpoint = self.find(id).ok_or(AccessError::NoEndpoint(id))?;
-        let mut ports = self.ports.write().unwrap_or_else(PoisonError::into_inner);
-        let state = Arc::new(PortState::new(id, read(&self.memory).clone()));
+    ///
+    /// # Errors
+    /// [`HostError::NoEndpoint`].
+    pub fn port(self: &Arc<Self>, id: EndpointId) -> Result<Port, HostError> {
+        let endpoint = self.find(id).ok_or(HostError::NoEndpoint(id))?;
+        Ok(self.port_of(id, endpoint))
+    }
+
+    /// The port that single accesses share, such as those of the control socket: however many of them wait for the guest,
+    /// they have one cache.
+    ///
+    /// # Errors
+    /// [`HostError::NoEndpoint`].
+    pub fn shared_port(self: &Arc<Self>, id: EndpointId) -> Result<Arc<Port>, HostError> {
+        let endpoint = self.find(id).ok_or(HostError::NoEndpoint(id))?;
+        let mut shared = endpoint.shared_port.lock();
+        if let Some(port) = shared.upgrade() {
+            return Ok(port);
+        }
+        let port = Arc::new(self.port_of(id, Arc::clone(&endpoint)));
+        *shared = Arc::downgrade(&port);
+        Ok(port)
+    }
+
+    fn port_of(self: &Arc<Self>, id: EndpointId, endpoint: Arc<Endpoint>) -> Port {
+        let mut ports = self.ports.write();
+        let state = Arc::new(PortState::new(id, self.memory.lock().clone()));
         ports.push(Arc::clone(&state));
-        Ok(Port::new(Arc::clone(self), endpoint, state))
+        Port::new(Arc::clone(self), endpoint, state)
     }
 
     fn forget_port(&self, state: &Arc<PortState>) {
-        let mut ports = self.ports.write().unwrap_or_else(PoisonError::into_inner);
-        ports.retain(|port| !Arc::ptr_eq(port, state));
-    }
-
-    /// Carries out an access of a requester. Where its attachment reports page requests, a missing
-    /// translation raises one and the access goes on when it is answered; else it fails, and the driver gets a
-    /// fault report. An access that fails may have moved a part of its bytes, as on a bus.
-    pub async fn access(
-        &self,
-        requester: Requester,
-        iova: Iova,
-        mut transfer: Transfer<'_>,
-    ) -> Result<(), AccessError> {
-        let endpoint = self.requester(requester)?;
-        let length = transfer.len();
-        let Some(beyond_first) = length.checked_sub(1) else {
-            return Ok(());
-        };
-        iova.0
-            .checked_add(beyond_first as u64)
-            .ok_or(AccessError::Wraps)?;
-        let mut done = 0;
-        let mut retries = 0;
-        while done < length {
-            let at = Iova(iova.0 + done as u64);
-            let attempt =
-                endpoint.attempt(requester, at, &mut transfer, done, &self.memory, &self.book)?;
-            match attempt {
-                Attempt::Moved(count) => {
-                    done += count;
-                    retries = 0;
-                }
-                Attempt::Raised(response) => match response.await {
-                    PageResponseCode::Success if retries < MAX_RETRIES => retries += 1,
-                    PageResponseCode::Success => {
-                        self.book.fault(Fault {
-                            requester,
-                            reason: Reason::Mapping,
-                            address: Some(at),
-                            access: transfer.access(),
-                        });
-                        return Err(AccessError::Translation(at));
-                    }
-                    code => return Err(AccessError::PageRequest(at, code)),
-                },
-            }
-        }
-        Ok(())
-    }
-
-    /// Raises a group of page requests as it stands. Without a translation to ask for it is answered at once:
-    /// INVALID_REQUEST for a requester that is blocked (with a fault report) or in bypass, RESPONSE_FAILURE after
-    /// a RESPONSE_FAILURE.
-    pub fn page_request(
-        &self,
-        requester: Requester,
-        pages: Vec<PageRequest>,
-    ) -> Result<PendingResponse, AccessError> {
-        let endpoint = self.requester(requester)?;
-        if !endpoint.properties.page_requests {
-            return Err(AccessError::NoPageRequests(requester.endpoint));
-        }
-        let Some(first) = pages.first().copied() else {
-            return Ok(PendingResponse::ready(PageResponseCode::Success));
-        };
-        // The lock is held until the group is in the book, where a later DETACH finds it.
-        let views = endpoint.views();
-        let views = views
-            .as_ref()
-            .ok_or(AccessError::NoEndpoint(requester.endpoint))?;
-        Ok(match views.get(requester.pasid) {
-            View::Blocked => {
-                self.book.fault(Fault {
-                    requester,
-                    reason: Reason::Domain,
-                    address: Some(first.address),
-                    access: first.access,
-                });
-                PendingResponse::ready(PageResponseCode::InvalidRequest)
-            }
-            View::Bypass
-            | View::Domain {
-                page_requests: PageRequests::Off,
-                ..
-            } => PendingResponse::ready(PageResponseCode::InvalidRequest),
-            View::Domain { .. } => self.book.raise(requester, pages),
-        })
+        self.ports.write().retain(|port| !Arc::ptr_eq(port, state));
     }
 
     fn find(&self, id: EndpointId) -> Option<Arc<Endpoint>> {
-        self.endpoints
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&id)
-            .cloned()
-    }
-
-    fn requester(&self, requester: Requester) -> Result<Arc<Endpoint>, AccessError> {
-        let id = requester.endpoint;
-        let endpoint = self.find(id).ok_or(AccessError::NoEndpoint(id))?;
-        if !endpoint.has_pasid(requester.pasid) {
-            return Err(AccessError::NoPasid(id, endpoint.properties.pasid_width));
-        }
-        Ok(endpoint)
+        self.endpoints.read().get(&id).cloned()
     }
 
     fn ports_of(&self, endpoint: EndpointId) -> Vec<Arc<PortState>> {
-        let ports = read(&self.ports);
+        let ports = self.ports.read();
         let of = ports.iter().filter(|port| port.endpoint == endpoint);
         of.cloned().collect()
     }
@@ -240,15 +165,9 @@ impl SoftHost {
                 page_requests,
             } => View::Domain {
                 id: domain,
-                mappings: self
-                    .domains
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .get(&domain)
-                    .cloned()
-                    .ok_or_else(|| {
-                        HostError::Internal(format!("domain {domain} was never made"))
-                    })?,
+                mappings: self.domains.lock().get(&domain).cloned().ok_or_else(|| {
+                    HostError::Internal(format!("domain {domain} was never made"))
+                })?,
                 page_requests,
             },
         })
@@ -272,18 +191,12 @@ impl Host for SoftHost {
     }
 
     fn create_domain(&self, domain: DomainId, mappings: SharedMappings) -> Result<(), HostError> {
-        self.domains
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(domain, mappings);
+        self.domains.lock().insert(domain, mappings);
         Ok(())
     }
 
     fn destroy_domain(&self, domain: DomainId) {
-        self.domains
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&domain);
+        self.domains.lock().remove(&domain);
     }
 
     fn attach(&self, requester: Requester, to: Attachment) -> Result<(), HostError> {
@@ -291,24 +204,17 @@ impl Host for SoftHost {
         let endpoint = self.find(id).ok_or(HostError::NoEndpoint(id))?;
         let new = self.view(to)?;
         {
-            // Waits for the accesses in flight. Those that come later see the new view, and none of them can
-            // have a group in the book yet: whatever is there for the requester belongs to the old one.
+            // An access that looks its translation up later sees the new view, and cannot have raised a group yet: every
+            // group of the requester belongs to the old one.
             let mut views = endpoint.views_mut();
             let views = views.as_mut().ok_or(HostError::NoEndpoint(id))?;
-            if same(views.get(requester.pasid), &new) {
+            if views.get(requester.pasid).is_same(&new) {
                 return Ok(());
             }
-            match (requester.pasid, new) {
-                (None, new) => views.plain = new,
-                (Some(pasid), View::Blocked) => {
-                    views.pasids.remove(&pasid);
-                }
-                (Some(pasid), new) => {
-                    views.pasids.insert(pasid, new);
-                }
-            }
-            self.book.withdraw(requester);
+            views.set(requester.pasid, new);
+            self.events.withdraw(requester);
         }
+        // Waits for the accesses in flight.
         for port in self.ports_of(id) {
             port.invalidate_requester(requester.pasid);
         }
@@ -320,11 +226,10 @@ impl Host for SoftHost {
         Ok(())
     }
 
-    /// An access without a port holds the table's lock for as long as it uses a translation, so the device has
-    /// waited for it. Ports that are used lose what they keep.
+    /// Ports that are used lose what they keep. The lock of each is held by its access in flight, if there is one.
     fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
         port::publish_change();
-        for port in read(&self.ports).iter().filter(|port| port.is_used()) {
+        for port in self.ports.read().iter().filter(|port| port.is_used()) {
             port.invalidate_range(domain, range);
         }
         Ok(())
@@ -340,20 +245,19 @@ impl Host for SoftHost {
         _removed: &[MemoryRegion],
         _added: &[MemoryRegion],
     ) -> Result<(), Vec<MemoryError>> {
-        let memory = memory.clone();
-        *self.memory.write().unwrap_or_else(PoisonError::into_inner) = memory.clone();
-        for port in read(&self.ports).iter() {
+        *self.memory.lock() = memory.clone();
+        for port in self.ports.read().iter() {
             port.set_memory(memory.clone());
         }
         Ok(())
     }
 
     fn event_fds(&self) -> Vec<RawFd> {
-        vec![self.book.event_fd()]
+        vec![self.events.event_fd()]
     }
 
     fn take_events(&self, sink: &mut dyn FnMut(HostEvent)) {
-        self.book.take(sink);
+        self.events.take(sink);
     }
 
     fn respond(&self, cookie: Cookie, answer: Answer) -> Result<(), HostError> {
@@ -362,46 +266,25 @@ impl Host for SoftHost {
             Answer::Invalid => PageResponseCode::InvalidRequest,
             Answer::ResponseFailure => PageResponseCode::ResponseFailure,
         };
-        self.book.respond(cookie, code)
+        self.events.respond(cookie, code)
     }
 
     fn remove_endpoint(&self, endpoint: EndpointId) {
-        let removed = self
-            .endpoints
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&endpoint);
+        let removed = self.endpoints.write().remove(&endpoint);
         if let Some(removed) = removed {
             *removed.views_mut() = None;
             for port in self.ports_of(endpoint) {
                 port.invalidate_all();
             }
-            self.book.withdraw_endpoint(endpoint);
+            self.events.withdraw_endpoint(endpoint);
         }
     }
 }
 
-/// Whether moving from one view to the other changes nothing.
-fn same(old: &View, new: &View) -> bool {
-    match (old, new) {
-        (View::Blocked, View::Blocked) | (View::Bypass, View::Bypass) => true,
-        (
-            View::Domain {
-                id,
-                mappings,
-                page_requests,
-            },
-            View::Domain {
-                id: new_id,
-                mappings: new_mappings,
-                page_requests: new_requests,
-            },
-        ) => {
-            // A domain that was dropped and made again under its old number is another one.
-            id == new_id && Arc::ptr_eq(mappings, new_mappings) && page_requests == new_requests
-        }
-        _ => false,
-    }
+/// Locks a table of the device. Nothing panics while it holds this lock, and if something did, the table is still whole.
+fn read<T>(lock: &std::sync::RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Wakes a thread that is parked until a future can go on, as in [`block_on`].

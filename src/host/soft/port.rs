@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A port: the way to memory of one agent of an endpoint, such as a DMA engine.
+//! A port: the only way to guest memory. Every agent of an endpoint, such as a DMA engine, has one.
 //!
 //! ```text
 //! agent ── port: its caches, guest memory ── the bytes move
@@ -7,207 +7,44 @@
 //!            └── views, mapping table      └── UNMAP, ATTACH, DETACH, changes of memory: invalidate
 //! ```
 //!
-//! An access holds its port's lock from the translation until its bytes have moved. Whoever takes something away
-//! changes the table or the views first and then takes the lock of each port in turn to invalidate: so it has
-//! waited for the access that may still use the old translation, and a later one finds only the new state. A hit
-//! takes no other lock, and agents with ports of their own share no cache line.
+//! An access holds its port's lock from the translation until its bytes have moved. An UNMAP, ATTACH or change of memory
+//! first changes the table or the views, and then takes the lock of each port in turn to invalidate. So it has waited for
+//! the access that may still use the old translation, and a later access finds only the new state. A hit takes no other
+//! lock, and agents with ports of their own share no cache line.
 //!
 //! There are two caches: the endpoint's own, which is only for accesses with ATS, and the IOMMU's for all others.
+//!
+//! `state`: what the host invalidates. `walk`: copies through mappings that follow each other.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod state;
+mod walk;
 
-use vm_memory::GuestMemoryMmap;
+use std::sync::Arc;
+
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::host::mapping::{IovaRange, Mapping};
-use crate::host::soft::access::{CHUNK, Endpoint, Transfer, View, read};
-use crate::host::soft::book::PendingResponse;
-use crate::host::soft::cache::{Cache, CacheCounters, Cached};
-use crate::host::soft::{AccessError, SoftHost};
-use crate::host::{Fault, PageRequest, Requester};
-use crate::spec::{DomainId, EndpointId, EventFlags, Gpa, Iova, MapFlags, Pasid, Reason};
+use crate::host::soft::access::{Access, AccessError, Denied, Transfer};
+use crate::host::soft::cache::{CacheCounters, Cached};
+use crate::host::soft::endpoint::{Endpoint, View, Views};
+use crate::host::soft::events::PendingResponse;
+use crate::host::soft::{SoftHost, read};
+use crate::host::{Fault, PageRequest, PageRequests, Requester};
+use crate::spec::{DomainId, Gpa, Iova, MapFlags, PageResponseCode, Pasid, Reason};
 
-/// Who makes an access, and of which kinds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access {
-    /// The address space; `None` without a PASID.
-    pub pasid: Option<Pasid>,
-    /// READ or WRITE; EXEC and PRIVILEGED in addition. They are reported, and decide nothing: mappings have no
-    /// such flags.
-    pub kinds: EventFlags,
-    /// With a translation of the endpoint's own cache, which is made if it is not there: what PCI's ATS is. Otherwise
-    /// with the IOMMU's, and the endpoint's is left alone.
-    pub translated: bool,
-}
+pub(super) use state::{PortState, publish_change};
 
-impl Access {
-    /// What a mapping must allow (M45).
-    fn needed(&self) -> MapFlags {
-        let mut needed = MapFlags::empty();
-        needed.set(
-            MapFlags::READ,
-            self.kinds.intersects(EventFlags::READ | EventFlags::EXEC),
-        );
-        needed.set(MapFlags::WRITE, self.kinds.contains(EventFlags::WRITE));
-        needed
-    }
-}
+use state::Inner;
+use walk::Walk;
 
-/// Why a port lets an access not through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
-    /// The endpoint was removed.
-    #[error("the endpoint was removed")]
-    NoEndpoint,
-    /// The endpoint has no such PASID.
-    #[error("the endpoint has no such PASID")]
-    NoPasid,
-    /// The requester is attached to nothing that lets accesses through.
-    #[error("the requester is blocked")]
-    Blocked,
-    /// Nothing is mapped there.
-    #[error("no translation")]
-    Translation,
-    /// What is mapped there does not allow the access.
-    #[error("the mapping does not permit the access")]
-    Permission,
-    /// The translation leads to where there is no memory.
-    #[error("no memory behind the address")]
-    NoMemory,
-}
+/// The most bytes transferred before the lock is let go: an UNMAP waits for no more than this, some ten
+/// microseconds.
+const CHUNK: usize = 64 << 10;
 
-impl Denied {
-    /// Whether a page request may help.
-    pub fn is_recoverable(self) -> bool {
-        matches!(self, Self::Translation | Self::Permission)
-    }
+/// How often [`Port::access`] tries again after answers SUCCESS that brought it no further. Then it is a fault.
+pub(super) const MAX_RETRIES: u32 = 100;
 
-    /// How the driver is told.
-    fn reason(self) -> Option<Reason> {
-        match self {
-            Self::NoEndpoint | Self::NoPasid => None,
-            Self::Blocked => Some(Reason::Domain),
-            Self::Translation | Self::Permission => Some(Reason::Mapping),
-            Self::NoMemory => Some(Reason::Unknown),
-        }
-    }
-}
-
-/// Makes a change of tables or views visible to ports before [`PortState::is_used`] is asked.
-pub(super) fn publish_change() {
-    fence(Ordering::SeqCst);
-}
-
-/// What the host keeps of a port.
-#[repr(align(128))]
-pub(super) struct PortState {
-    pub(super) endpoint: EndpointId,
-    /// Taken before the endpoint's views, the mapping table and the book; never while one of them is held.
-    inner: Mutex<Inner>,
-    /// Others that want the lock. A mutex is not fair: an agent that never pauses would keep an UNMAP out.
-    waiting: AtomicUsize,
-    /// An access was made since the caches were emptied last; changed with the lock held. A port without has nothing to
-    /// invalidate, and UNMAP passes it by: see [`PortState::is_used`].
-    used: AtomicBool,
-}
-
-struct Inner {
-    memory: GuestMemoryMmap,
-    /// The Address Translation Cache of the endpoint.
-    atc: Cache,
-    /// The part of the IOMMU's cache that serves this agent.
-    iotlb: Cache,
-}
-
-impl Inner {
-    fn cache(&mut self, translated: bool) -> &mut Cache {
-        match translated {
-            true => &mut self.atc,
-            false => &mut self.iotlb,
-        }
-    }
-
-    fn invalidate_where(&mut self, matching: impl Fn(&Cached) -> bool) {
-        self.atc.invalidate_where(&matching);
-        self.iotlb.invalidate_where(&matching);
-    }
-}
-
-impl PortState {
-    pub(super) fn new(endpoint: EndpointId, memory: GuestMemoryMmap) -> Self {
-        Self {
-            endpoint,
-            inner: Mutex::new(Inner {
-                memory,
-                atc: Cache::default(),
-                iotlb: Cache::default(),
-            }),
-            waiting: AtomicUsize::new(0),
-            used: AtomicBool::new(false),
-        }
-    }
-
-    /// Whether it may have a translation of before, in a cache or in an access. [`publish_change`] comes first,
-    /// and behind the change: then either this is true of an access that can have found the old state, or that
-    /// access finds the new one.
-    pub(super) fn is_used(&self) -> bool {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    /// For the agent's accesses. Nothing panics while it holds this lock, and if something did, what it guards is
-    /// still whole.
-    fn lock_for_access(&self) -> MutexGuard<'_, Inner> {
-        while self.waiting.load(Ordering::Relaxed) != 0 {
-            std::thread::yield_now();
-        }
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.used.load(Ordering::Relaxed) {
-            self.used.store(true, Ordering::Relaxed);
-            // Before the access looks at the table: see `is_used`.
-            fence(Ordering::SeqCst);
-        }
-        inner
-    }
-
-    /// For all others: goes before accesses that have not begun.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        inner
-    }
-
-    pub(super) fn set_memory(&self, memory: GuestMemoryMmap) {
-        self.lock().memory = memory;
-    }
-
-    fn clear(&self) {
-        let mut inner = self.lock();
-        inner.atc.clear();
-        inner.iotlb.clear();
-        self.used.store(false, Ordering::Relaxed);
-    }
-
-    /// When this returns, no access through translations of the range is in flight, and none is cached. The
-    /// table has lost them already.
-    pub(super) fn invalidate_range(&self, domain: DomainId, range: IovaRange) {
-        let mut inner = self.lock();
-        inner.atc.invalidate_range(domain, range);
-        inner.iotlb.invalidate_range(domain, range);
-    }
-
-    /// The same for everything that a requester had.
-    pub(super) fn invalidate_requester(&self, pasid: Option<Pasid>) {
-        self.lock().invalidate_where(|cached| cached.pasid == pasid);
-    }
-
-    /// The same for everything.
-    pub(super) fn invalidate_all(&self) {
-        self.lock().invalidate_where(|_| true);
-    }
-}
-
-/// An agent's way to memory; see the module's page. Made by [`SoftHost::port`].
+/// An agent's way to memory. Made by [`SoftHost::port`].
 pub struct Port {
     host: Arc<SoftHost>,
     endpoint: Arc<Endpoint>,
@@ -229,9 +66,10 @@ impl Port {
     }
 
     /// Moves bytes `done ..` of `transfer`, the next of which is at `iova`, as far as one translation goes and no
-    /// more than 64 KiB; says how many. Nothing is reported to the driver: see [`Port::report`].
+    /// more than 64 KiB; says how many. It does not wait. [`Access::kinds`] has the direction of `transfer`.
     ///
-    /// [`Access::kinds`] has the direction of `transfer`.
+    /// # Errors
+    /// Why no byte was moved. The driver is not told: see [`Port::report`].
     pub fn transfer(
         &self,
         access: Access,
@@ -251,7 +89,70 @@ impl Port {
         }
     }
 
+    /// Copies up to `length` bytes from memory to memory, as far as both are mapped for it, and no more than 64 KiB;
+    /// says how many. It neither waits nor reports: if it says 0, [`Port::transfer`] finds out why.
+    pub fn copy(&self, source: (Access, Iova), target: (Access, Iova), length: usize) -> usize {
+        let length = length.min(CHUNK);
+        let mut inner = self.state.lock_for_access();
+        if source.0.translated || target.0.translated {
+            return self.copy_cached(&mut inner, source, target, length);
+        }
+        let views = self.endpoint.views();
+        let table = |access: Access| match views.as_ref().map(|views| views.get(access.pasid)) {
+            Some(View::Domain { mappings, .. }) => Some(read(mappings)),
+            _ => None,
+        };
+        let Some(sources) = table(source.0) else {
+            return 0;
+        };
+        // One lock for both, if they are the same table.
+        let targets = (source.0.pasid != target.0.pasid).then(|| table(target.0));
+        let targets = match &targets {
+            None => &sources,
+            Some(Some(targets)) => targets,
+            Some(None) => return 0,
+        };
+        let (Some(mut from), Some(mut to)) = (
+            Walk::new(&sources, source.1, length, source.0.needed()),
+            Walk::new(targets, target.1, length, target.0.needed()),
+        ) else {
+            return 0;
+        };
+        inner.copy(length, |done| Some((from.at(done)?, to.at(done)?)))
+    }
+
+    /// A copy of which one half at least goes through the endpoint's own cache.
+    fn copy_cached(
+        &self,
+        inner: &mut Inner,
+        source: (Access, Iova),
+        target: (Access, Iova),
+        length: usize,
+    ) -> usize {
+        let mut done = 0;
+        while done < length {
+            let mut at = |(access, first): (Access, Iova)| {
+                let iova = Iova(first.0.checked_add(done as u64)?);
+                let mapping = self.translate_locked(inner, access, iova).ok()?;
+                let room = usize::try_from(mapping.range.last.0 - iova.0).unwrap_or(usize::MAX);
+                Some((mapping.translate(iova), room.saturating_add(1)))
+            };
+            let (Some(from), Some(to)) = (at(source), at(target)) else {
+                break;
+            };
+            let moved = inner.copy_once(from, to, length - done);
+            if moved == 0 {
+                break;
+            }
+            done += moved;
+        }
+        done
+    }
+
     /// An address translation request: whether the access would find a translation.
+    ///
+    /// # Errors
+    /// Why it would not. The driver is not told.
     pub fn translate(&self, access: Access, iova: Iova) -> Result<(), Denied> {
         let mut inner = self.state.lock_for_access();
         self.translate_locked(&mut inner, access, iova).map(|_| ())
@@ -285,9 +186,7 @@ impl Port {
         iova: Iova,
         needed: MapFlags,
     ) -> Result<(Option<DomainId>, Mapping), Denied> {
-        if !self.endpoint.has_pasid(access.pasid) {
-            return Err(Denied::NoPasid);
-        }
+        self.check_pasid(access.pasid)?;
         let views = self.endpoint.views();
         let views = views.as_ref().ok_or(Denied::NoEndpoint)?;
         match views.get(access.pasid) {
@@ -308,19 +207,139 @@ impl Port {
         }
     }
 
-    /// Raises a group of page requests; see [`SoftHost::page_request`].
+    fn check_pasid(&self, pasid: Option<Pasid>) -> Result<(), Denied> {
+        match self.endpoint.has_pasid(pasid) {
+            true => Ok(()),
+            false => Err(Denied::NoPasid(self.endpoint.properties.pasid_width)),
+        }
+    }
+
+    /// Moves all bytes of `transfer`, the first of which is at `iova`, without ATS. If a translation is missing and the
+    /// driver has attached the requester with page requests, one is raised for the rest of the access, which goes on
+    /// when that is answered. Otherwise the access is aborted, and the driver gets a fault report.
+    ///
+    /// The future can be dropped: a page request that it has raised stays outstanding.
+    ///
+    /// # Errors
+    /// Why and where the access was aborted. A part of the bytes may have moved, as on a bus.
+    pub async fn access(
+        &self,
+        pasid: Option<Pasid>,
+        iova: Iova,
+        mut transfer: Transfer<'_>,
+    ) -> Result<(), AccessError> {
+        self.check_pasid(pasid)
+            .map_err(|denied| AccessError::Denied(denied, iova))?;
+        let length = transfer.len();
+        if iova
+            .0
+            .checked_add((length as u64).saturating_sub(1))
+            .is_none()
+        {
+            return Err(AccessError::Wraps);
+        }
+        let access = Access {
+            pasid,
+            kinds: transfer.direction(),
+            translated: false,
+        };
+        let (mut done, mut retries) = (0, 0);
+        while done < length {
+            let at = Iova(iova.0 + done as u64);
+            let denied = match self.transfer(access, at, &mut transfer, done) {
+                Ok(moved) => {
+                    (done, retries) = (done + moved, 0);
+                    continue;
+                }
+                Err(denied) => denied,
+            };
+            let left = u32::try_from(length - done).unwrap_or(u32::MAX);
+            let raised = match denied.is_recoverable() && retries < MAX_RETRIES {
+                true => self.raise_missing(access, at, left),
+                false => None,
+            };
+            let Some(response) = raised else {
+                self.report(access, denied, at);
+                return Err(AccessError::Denied(denied, at));
+            };
+            match response.await {
+                PageResponseCode::Success => retries += 1,
+                code => return Err(AccessError::PageRequest(at, code)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for the page that an access has missed, if the driver wants page requests of the requester.
+    fn raise_missing(&self, access: Access, iova: Iova, length: u32) -> Option<PendingResponse> {
+        let page = PageRequest {
+            address: iova,
+            access: access.kinds,
+            length,
+        };
+        let views = self.endpoint.views();
+        match views.as_ref().map(|views| views.get(access.pasid)) {
+            Some(View::Domain {
+                page_requests: PageRequests::Reported,
+                ..
+            }) => Some(self.raise(access.pasid, vec![page], &views)),
+            _ => None,
+        }
+    }
+
+    /// Raises a group of page requests as it stands. It is answered INVALID_REQUEST at once if there is no translation to
+    /// ask for: the requester is blocked (the driver gets a fault report too), in bypass, or was answered
+    /// RESPONSE_FAILURE before and was not attached again since. A group without pages is answered SUCCESS at once.
+    ///
+    /// # Errors
+    /// [`Denied::NoEndpoint`], [`Denied::NoPasid`] and [`Denied::NoPageRequests`].
     pub fn page_request(
         &self,
         pasid: Option<Pasid>,
         pages: Vec<PageRequest>,
-    ) -> Result<PendingResponse, AccessError> {
-        self.host.page_request(self.requester(pasid), pages)
+    ) -> Result<PendingResponse, Denied> {
+        self.check_pasid(pasid)?;
+        let views = self.endpoint.views();
+        let view = views.as_ref().ok_or(Denied::NoEndpoint)?.get(pasid);
+        if !self.endpoint.properties.page_requests {
+            return Err(Denied::NoPageRequests);
+        }
+        let Some(first) = pages.first().copied() else {
+            return Ok(PendingResponse::ready(PageResponseCode::Success));
+        };
+        Ok(match view {
+            View::Blocked => {
+                self.host.events.fault(Fault {
+                    requester: self.requester(pasid),
+                    reason: Reason::Domain,
+                    address: Some(first.address),
+                    access: first.access,
+                });
+                PendingResponse::ready(PageResponseCode::InvalidRequest)
+            }
+            View::Bypass
+            | View::Domain {
+                page_requests: PageRequests::Off,
+                ..
+            } => PendingResponse::ready(PageResponseCode::InvalidRequest),
+            View::Domain { .. } => self.raise(pasid, pages, &views),
+        })
+    }
+
+    /// The views are locked until the group is among the events, where a later DETACH finds it.
+    fn raise(
+        &self,
+        pasid: Option<Pasid>,
+        pages: Vec<PageRequest>,
+        _views: &Option<Views>,
+    ) -> PendingResponse {
+        self.host.events.raise(self.requester(pasid), pages)
     }
 
     /// Tells the driver of an access that was given up.
     pub fn report(&self, access: Access, denied: Denied, iova: Iova) {
         if let Some(reason) = denied.reason() {
-            self.host.book.fault(Fault {
+            self.host.events.fault(Fault {
                 requester: self.requester(access.pasid),
                 reason,
                 address: Some(iova),
@@ -344,6 +363,39 @@ impl Port {
             endpoint: self.state.endpoint,
             pasid,
         }
+    }
+}
+
+impl Inner {
+    /// Copies from and to the pieces of memory that `next` names for the bytes from an offset on.
+    fn copy(
+        &self,
+        length: usize,
+        mut next: impl FnMut(usize) -> Option<((Gpa, usize), (Gpa, usize))>,
+    ) -> usize {
+        let mut done = 0;
+        while done < length {
+            let Some((from, to)) = next(done) else {
+                break;
+            };
+            let moved = self.copy_once(from, to, length - done);
+            if moved == 0 {
+                break;
+            }
+            done += moved;
+        }
+        done
+    }
+
+    /// Copies the shortest of two pieces of memory and `length`; 0 if one of them is not in RAM as a whole.
+    fn copy_once(&self, from: (Gpa, usize), to: (Gpa, usize), length: usize) -> usize {
+        let count = from.1.min(to.1).min(length);
+        let slice = |gpa: Gpa| self.memory.get_slice(GuestAddress(gpa.0), count);
+        let (Ok(source), Ok(target)) = (slice(from.0), slice(to.0)) else {
+            return 0;
+        };
+        source.copy_to_volatile_slice(target);
+        count
     }
 }
 

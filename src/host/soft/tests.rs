@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The software host, with a device that is played by the test.
+//! The software host; the test plays the device.
 
 mod ports;
 
 use std::sync::mpsc;
 use std::thread;
+
+use crate::host::soft::port::MAX_RETRIES;
+use crate::host::{Fault, PageRequest, PageRequests};
+use crate::spec::{Iova, Reason};
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -54,7 +58,7 @@ impl Fixture {
                 .expect("endpoint");
         }
         host.update_memory(&memory, &[], &[]).expect("memory");
-        let table = Arc::new(RwLock::new(MappingTable::default()));
+        let table = Arc::new(std::sync::RwLock::new(MappingTable::default()));
         host.create_domain(DOMAIN, Arc::clone(&table))
             .expect("domain");
         Self {
@@ -96,20 +100,31 @@ impl Fixture {
         table.remove(&range, |_| ()).expect("no split");
     }
 
+    fn port(&self, requester: Requester) -> Port {
+        self.host.port(requester.endpoint).expect("port")
+    }
+
     fn read(&self, requester: Requester, iova: u64, length: usize) -> Result<Vec<u8>, AccessError> {
         let mut data = vec![0xee; length];
+        let transfer = Transfer::Read(&mut data);
         block_on(
-            self.host
-                .access(requester, Iova(iova), Transfer::Read(&mut data)),
+            self.port(requester)
+                .access(requester.pasid, Iova(iova), transfer),
         )?;
         Ok(data)
     }
 
     fn write(&self, requester: Requester, iova: u64, data: &[u8]) -> Result<(), AccessError> {
+        let transfer = Transfer::Write(data);
         block_on(
-            self.host
-                .access(requester, Iova(iova), Transfer::Write(data)),
+            self.port(requester)
+                .access(requester.pasid, Iova(iova), transfer),
         )
+    }
+
+    fn raise(&self, requester: Requester, pages: Vec<PageRequest>) -> PendingResponse {
+        let raised = self.port(requester).page_request(requester.pasid, pages);
+        raised.expect("raise")
     }
 
     fn events(&self) -> Vec<HostEvent> {
@@ -120,7 +135,7 @@ impl Fixture {
 
     /// Waits until the host has something to tell; it must be one group.
     fn next_group(&self) -> PageRequestGroup {
-        wait_readable(self.host.book.event_fd());
+        wait_readable(self.host.events.event_fd());
         match self.events().as_slice() {
             [HostEvent::PageRequest(group)] => group.clone(),
             other => panic!("expected a group, got {other:?}"),
@@ -132,7 +147,7 @@ impl Fixture {
             .iter()
             .map(|event| match event {
                 HostEvent::Fault(fault) => (fault.reason, fault.address.expect("address").0),
-                HostEvent::PageRequest(group) => panic!("unexpected {group:?}"),
+                other => panic!("unexpected {other:?}"),
             })
             .collect()
     }
@@ -155,6 +170,11 @@ fn wait_readable(fd: RawFd) {
 fn is_readable(fd: RawFd) -> bool {
     let mut events = [vmm_sys_util::epoll::EpollEvent::default()];
     epoll_of(fd).wait(0, &mut events).expect("wait") == 1
+}
+
+/// An access that may return `T`, and was aborted.
+fn denied<T>(denied: Denied, at: Iova) -> Result<T, AccessError> {
+    Err(AccessError::Denied(denied, at))
 }
 
 const RW: MapFlags = MapFlags::READ.union(MapFlags::WRITE);
@@ -199,7 +219,7 @@ fn a_miss_without_page_requests_is_a_fault_at_the_first_failing_byte() {
         f.attach(A, page_requests);
         f.map(0x1000, 0x1fff, 0x5000, RW);
         let result = f.read(A, 0x1ff0, 0x20);
-        assert_eq!(result, Err(AccessError::Translation(Iova(0x2000))));
+        assert_eq!(result, denied(Denied::Translation, Iova(0x2000)));
         assert_eq!(f.faults(), [(Reason::Mapping, 0x2000)]);
     }
 }
@@ -218,7 +238,7 @@ fn a_mapping_permits_what_its_flags_say__m45() {
         (f.read(A, 0x2000, 1).map(drop), 0x2000),
         (f.read(A, 0x3000, 1).map(drop), 0x3000),
     ] {
-        assert_eq!(result, Err(AccessError::Permission(Iova(at))));
+        assert_eq!(result, denied(Denied::Permission, Iova(at)));
     }
     let reasons = [0x1000, 0x2000, 0x3000].map(|at| (Reason::Mapping, at));
     assert_eq!(f.faults(), reasons);
@@ -228,10 +248,7 @@ fn a_mapping_permits_what_its_flags_say__m45() {
 #[test]
 fn a_new_endpoint_is_blocked() {
     let f = Fixture::new();
-    assert_eq!(
-        f.read(A, 0x1000, 1),
-        Err(AccessError::Blocked(Iova(0x1000)))
-    );
+    assert_eq!(f.read(A, 0x1000, 1), denied(Denied::Blocked, Iova(0x1000)));
     assert_eq!(f.faults(), [(Reason::Domain, 0x1000)]);
 }
 
@@ -241,7 +258,7 @@ fn bypass_is_identity_up_to_the_end_of_memory() {
     f.host.attach(A, Attachment::Bypass).expect("attach");
     assert_eq!(f.read(A, 0x3fff, 2).expect("read"), [3, 4]);
     let result = f.write(A, RAM - 1, &[1, 2]);
-    assert_eq!(result, Err(AccessError::NoMemory(Iova(RAM))));
+    assert_eq!(result, denied(Denied::NoMemory, Iova(RAM)));
     assert_eq!(f.faults(), [(Reason::Unknown, RAM)]);
 }
 
@@ -264,7 +281,7 @@ fn a_pasid_is_never_in_bypass_by_itself() {
 fn a_pasid_beyond_the_width_does_not_exist() {
     let f = Fixture::new();
     let result = f.read(pasid(0x28, 1 << 20), 0, 1);
-    assert_eq!(result, Err(AccessError::NoPasid(A.endpoint, 20)));
+    assert_eq!(result, denied(Denied::NoPasid(20), Iova(0)));
 }
 
 #[test]
@@ -281,10 +298,7 @@ fn a_mapping_of_addresses_without_memory_takes_effect_when_memory_appears() {
     let f = Fixture::new();
     f.attach(A, PageRequests::Reported);
     f.map(0x1000, 0x1fff, RAM, RW);
-    assert_eq!(
-        f.read(A, 0x1000, 1),
-        Err(AccessError::NoMemory(Iova(0x1000)))
-    );
+    assert_eq!(f.read(A, 0x1000, 1), denied(Denied::NoMemory, Iova(0x1000)));
     assert_eq!(f.faults(), [(Reason::Unknown, 0x1000)]);
     let more = GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), 0x1000)]).expect("memory");
     f.host.update_memory(&more, &[], &[]).expect("update");
@@ -298,7 +312,7 @@ fn memory_that_went_away_cannot_be_reached() {
     f.host
         .update_memory(&GuestMemoryMmap::new(), &[], &[])
         .expect("update");
-    assert_eq!(f.read(A, 0, 1), Err(AccessError::NoMemory(Iova(0))));
+    assert_eq!(f.read(A, 0, 1), denied(Denied::NoMemory, Iova(0)));
 }
 
 #[test]
@@ -348,14 +362,14 @@ fn answers_success_that_bring_nothing_end_in_a_fault() {
     f.attach(A, PageRequests::Reported);
     thread::scope(|scope| {
         let access = scope.spawn(|| f.read(A, 0x1000, 1));
-        for _ in 0..=MAX_RETRIES {
+        for _ in 0..MAX_RETRIES {
             let group = f.next_group();
             f.host
                 .respond(group.cookie, Answer::Success)
                 .expect("answer");
         }
-        let failed = AccessError::Translation(Iova(0x1000));
-        assert_eq!(access.join().expect("thread"), Err(failed));
+        let failed = denied(Denied::Translation, Iova(0x1000));
+        assert_eq!(access.join().expect("thread"), failed);
     });
     assert_eq!(f.faults(), [(Reason::Mapping, 0x1000)]);
 }
@@ -371,7 +385,7 @@ fn a_group_is_one_event_with_its_pages_in_order() {
             length: 0,
         })
         .collect();
-    let response = f.host.page_request(A, pages.clone()).expect("raise");
+    let response = f.raise(A, pages.clone());
     let group = f.next_group();
     assert_eq!(group.pages, pages);
     f.host
@@ -392,14 +406,14 @@ fn attaching_elsewhere_answers_the_groups_of_that_requester_only() {
     let mut responses = Vec::new();
     for requester in requesters {
         f.attach(requester, PageRequests::Reported);
-        responses.push(f.host.page_request(requester, vec![page]).expect("raise"));
+        responses.push(f.raise(requester, vec![page]));
     }
     let cookies: Vec<Cookie> = f
         .events()
         .into_iter()
         .map(|event| match event {
             HostEvent::PageRequest(group) => group.cookie,
-            HostEvent::Fault(fault) => panic!("unexpected {fault:?}"),
+            other => panic!("unexpected {other:?}"),
         })
         .collect();
     f.host.attach(A, Attachment::Bypass).expect("attach");
@@ -428,7 +442,7 @@ fn attaching_to_the_same_changes_nothing() {
         access: EventFlags::READ,
         length: 0,
     };
-    let response = f.host.page_request(A, vec![page]).expect("raise");
+    let response = f.raise(A, vec![page]);
     f.attach(A, PageRequests::Reported);
     let group = f.next_group();
     f.host
@@ -447,19 +461,20 @@ fn a_group_withdrawn_before_it_was_taken_is_never_handed_out() {
         access: EventFlags::READ,
         length: 0,
     };
-    let dead = f.host.page_request(A, vec![page]).expect("raise");
+    let dead = f.raise(A, vec![page]);
     f.host.remove_endpoint(A.endpoint);
-    assert!(!is_readable(f.host.book.event_fd()));
+    assert!(!is_readable(f.host.events.event_fd()));
     assert_eq!(block_on(dead), PageResponseCode::InvalidRequest);
     // The cookie is free again, and means the new group.
-    let alive = f.host.page_request(B, vec![page]).expect("raise");
+    let alive = f.raise(B, vec![page]);
     let group = f.next_group();
     assert_eq!(group.requester, B);
     f.host
         .respond(group.cookie, Answer::Success)
         .expect("answer");
     assert_eq!(block_on(alive), PageResponseCode::Success);
-    assert_eq!(f.read(A, 0, 1), Err(AccessError::NoEndpoint(A.endpoint)));
+    let gone = f.host.port(A.endpoint);
+    assert!(matches!(gone, Err(HostError::NoEndpoint(id)) if id == A.endpoint));
 }
 
 #[test]
@@ -470,7 +485,7 @@ fn page_requests_without_a_translation_to_ask_for_are_answered_at_once() {
         access: EventFlags::READ,
         length: 0,
     };
-    let ask = || block_on(f.host.page_request(A, vec![page]).expect("raise"));
+    let ask = || block_on(f.raise(A, vec![page]));
     assert_eq!(ask(), PageResponseCode::InvalidRequest);
     assert_eq!(f.faults(), [(Reason::Domain, 0x1234)]);
     f.host.attach(A, Attachment::Bypass).expect("attach");
@@ -480,17 +495,123 @@ fn page_requests_without_a_translation_to_ask_for_are_answered_at_once() {
     assert!(f.events().is_empty());
 }
 
+/// Every fault is handed out, or counted as dropped.
 #[test]
-fn waiting_faults_are_bounded() {
+fn waiting_faults_are_bounded_and_those_beyond_are_counted() {
     let f = Fixture::new();
     for at in 0..1000 {
         assert!(f.read(A, at, 1).is_err());
     }
-    let faults = f.faults();
-    assert_eq!(faults.len(), 64);
-    assert_eq!(faults[0].1, 0);
+    let mut events = f.events();
+    assert_eq!(events.pop(), Some(HostEvent::FaultsDropped(1000 - 64)));
+    assert_eq!(events.len(), 64);
+    assert!(matches!(events[0], HostEvent::Fault(fault) if fault.address == Some(Iova(0))));
     assert!(f.read(A, 5, 1).is_err());
     assert_eq!(f.faults(), [(Reason::Domain, 5)]);
+}
+
+#[test]
+fn faults_of_an_endpoint_that_is_removed_are_counted_as_dropped() {
+    let f = Fixture::new();
+    for requester in [A, B, A] {
+        assert!(f.read(requester, 0, 1).is_err());
+    }
+    f.host.remove_endpoint(A.endpoint);
+    f.host.remove_endpoint(B.endpoint);
+    assert!(is_readable(f.host.events.event_fd()));
+    assert_eq!(f.events(), [HostEvent::FaultsDropped(3)]);
+    assert!(!is_readable(f.host.events.event_fd()));
+}
+
+/// Accesses fail on several threads while another takes the events, as the fault worker does.
+#[test]
+fn no_fault_of_a_burst_is_lost_between_delivered_and_dropped() {
+    const EACH: u64 = 3000;
+    let f = Fixture::new();
+    let (mut delivered, mut dropped) = (0, 0);
+    let mut take = |events: Vec<HostEvent>| {
+        for event in events {
+            match event {
+                HostEvent::Fault(_) => delivered += 1,
+                HostEvent::FaultsDropped(count) => dropped += count,
+                HostEvent::PageRequest(group) => panic!("unexpected {group:?}"),
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let bursts = [A, B].map(|requester| {
+            let f = &f;
+            scope.spawn(move || {
+                for at in 0..EACH {
+                    assert!(f.read(requester, at, 1).is_err());
+                }
+            })
+        });
+        while bursts.iter().any(|burst| !burst.is_finished()) {
+            take(f.events());
+        }
+    });
+    take(f.events());
+    assert_eq!(delivered + dropped, 2 * EACH);
+    assert!(delivered >= 64);
+}
+
+/// Groups that come and go for hours leave nothing behind.
+#[test]
+fn answered_and_withdrawn_groups_leave_no_trace() {
+    let f = Fixture::new();
+    f.attach(A, PageRequests::Reported);
+    let page = PageRequest {
+        address: Iova(0),
+        access: EventFlags::READ,
+        length: 0,
+    };
+    for round in 0..900 {
+        let responses = [(); 3].map(|()| f.raise(A, vec![page]));
+        match round % 3 {
+            // Nobody takes them.
+            0 => f.host.remove_endpoint(A.endpoint),
+            1 => f.host.attach(A, Attachment::Blocked).expect("detach"),
+            _ => {
+                for event in f.events() {
+                    let HostEvent::PageRequest(group) = event else {
+                        panic!("unexpected {event:?}");
+                    };
+                    f.host
+                        .respond(group.cookie, Answer::Invalid)
+                        .expect("answer");
+                }
+            }
+        }
+        for response in responses {
+            assert_eq!(block_on(response), PageResponseCode::InvalidRequest);
+        }
+        if round % 3 == 0 {
+            let added = f.host.add_endpoint(A.endpoint, default_properties());
+            added.expect("endpoint");
+        }
+        f.attach(A, PageRequests::Reported);
+        assert_eq!(f.host.events.sizes(), [0; 4]);
+    }
+}
+
+#[test]
+fn a_cookie_that_was_not_handed_out_yet_is_none() {
+    let f = Fixture::new();
+    f.attach(A, PageRequests::Reported);
+    let page = PageRequest {
+        address: Iova(0),
+        access: EventFlags::READ,
+        length: 0,
+    };
+    let response = f.raise(A, vec![page]);
+    let early = f.host.respond(Cookie(0), Answer::Success);
+    assert!(matches!(early, Err(HostError::NoGroup(Cookie(0)))));
+    let group = f.next_group();
+    f.host
+        .respond(group.cookie, Answer::Success)
+        .expect("answer");
+    assert_eq!(block_on(response), PageResponseCode::Success);
 }
 
 #[test]
@@ -520,7 +641,7 @@ fn many_accesses_wait_at_once_and_each_gets_its_own_answer() {
             .collect();
         let mut groups = Vec::new();
         while groups.len() < accesses.len() {
-            wait_readable(f.host.book.event_fd());
+            wait_readable(f.host.events.event_fd());
             f.host.take_events(&mut |event| groups.push(event));
         }
         // In another order than they came.
@@ -562,7 +683,6 @@ fn accesses_do_not_wait_for_each_other() {
     let table = f.table.read().expect("table");
     let endpoint = f.host.find(A.endpoint).expect("endpoint");
     let views = endpoint.views();
-    let memory = f.host.memory.read().expect("memory");
     let (done, finished) = mpsc::channel();
     thread::scope(|scope| {
         for requester in [A, B] {
@@ -576,25 +696,22 @@ fn accesses_do_not_wait_for_each_other() {
             assert_eq!(result, Ok(vec![5; 8]));
         }
     });
-    drop((table, views, memory));
+    drop((table, views));
 }
 
 type Remover<'a> = Box<dyn Fn() + Send + 'a>;
 
-/// UNMAP, DETACH and the removal of memory each wait for what an access in flight holds.
+/// UNMAP, DETACH and the removal of memory each wait for an access in flight, which holds its port's lock.
 #[test]
 fn taking_away_waits_for_accesses_in_flight() {
     let f = Fixture::new();
     f.attach(A, PageRequests::Unwanted);
     f.map(0, 0xfff, 0x5000, RW);
-    let endpoint = f.host.find(A.endpoint).expect("endpoint");
+    let _port = f.port(A);
+    let state = Arc::clone(&f.host.ports.read()[0]);
     let (done, finished) = mpsc::channel();
     thread::scope(|scope| {
-        let in_flight = (
-            endpoint.views(),
-            f.table.read().expect("table"),
-            f.host.memory.read().expect("memory"),
-        );
+        let in_flight = state.lock_for_access();
         let removers: [(&str, Remover<'_>); 3] = [
             ("unmap", Box::new(|| f.unmap(0, 0xfff))),
             (

@@ -4,7 +4,7 @@
 use std::task::Poll;
 
 use crate::host::PageRequest;
-use crate::host::soft::{Access, AccessError, Denied, Transfer};
+use crate::host::soft::{Access, Denied, Transfer};
 use crate::soft_endpoint::engine::descriptor::{Completion, Flags, Job, Outcome};
 use crate::soft_endpoint::engine::registers::{Enabled, State};
 use crate::soft_endpoint::engine::run::Runner;
@@ -159,14 +159,10 @@ impl Runner<'_> {
         let engine = self.engine;
         let count = pages.len() as u32;
         let allocation = self.allocation(count)?;
-        let response =
-            engine
-                .port
-                .page_request(access.pasid, pages)
-                .map_err(|error| match error {
-                    AccessError::NoPageRequests(_) => Outcome::PageRequestsDisabled,
-                    _ => Outcome::Blocked,
-                })?;
+        let response = engine
+            .port
+            .page_request(access.pasid, pages)
+            .map_err(outcome_of)?;
         engine.progress.groups.add(1);
         engine.progress.requests.add(count.into());
         self.tally.groups += 1;
@@ -250,7 +246,8 @@ pub(super) fn outcome_of(denied: Denied) -> Outcome {
     match denied {
         Denied::NoEndpoint | Denied::Blocked => Outcome::Blocked,
         // Its width is in configuration space.
-        Denied::NoPasid => Outcome::PasidDisabled,
+        Denied::NoPasid(_) => Outcome::PasidDisabled,
+        Denied::NoPageRequests => Outcome::PageRequestsDisabled,
         Denied::Translation => Outcome::Translation,
         Denied::Permission => Outcome::Permission,
         Denied::NoMemory => Outcome::NoMemory,

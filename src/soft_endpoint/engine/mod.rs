@@ -22,7 +22,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::host::soft::{AccessError, SoftHost};
+use crate::host::HostError;
+use crate::host::soft::SoftHost;
 use crate::soft_endpoint::{PageRequestInterface, RegisterBlock};
 use crate::spec::EndpointId;
 
@@ -54,7 +55,7 @@ impl FaultEngine {
         function: &Arc<dyn Function>,
         host: &Arc<SoftHost>,
         endpoint: EndpointId,
-    ) -> Result<Self, AccessError> {
+    ) -> Result<Self, HostError> {
         let engines = (0..registers::ENGINES)
             .map(|_| {
                 Ok(Arc::new(Engine::new(
@@ -62,7 +63,7 @@ impl FaultEngine {
                     host.port(endpoint)?,
                 )))
             })
-            .collect::<Result<_, AccessError>>()?;
+            .collect::<Result<_, HostError>>()?;
         Ok(Self {
             function: Arc::clone(function),
             engines,

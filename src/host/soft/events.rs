@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the software host has to tell, and who waits for an answer.
+//! The events of the software host for the device: faults, and page-request groups with their answers.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::host::{Cookie, Fault, HostError, HostEvent, PageRequest, PageRequestGroup, Requester};
 use crate::spec::{EndpointId, PageResponseCode};
 
-/// Faults that wait to be taken. The device holds 64 in turn; of more, the newest are dropped, as a guest
+/// Faults that wait to be taken. The device holds 64 in turn; of more, the newest are dropped and counted, as a guest
 /// that cannot keep up with its faults learns nothing from a thousand.
 const MAX_FAULTS: usize = 64;
 /// Page-request groups outstanding. The device's own quota is smaller by default; this one bounds our memory
@@ -27,9 +28,9 @@ const MAX_TAKEN: usize = 256;
 /// Events for the device, and every outstanding group by its cookie.
 ///
 /// Taken last: nothing else is locked while this is, and nobody is called.
-pub(super) struct Book {
+pub(super) struct EventSource {
     inner: Mutex<Inner>,
-    /// Readable exactly while `inner.queue` is not empty; changed under the lock.
+    /// Readable exactly while `inner` has something to take; changed under the lock.
     event: EventFd,
 }
 
@@ -38,6 +39,10 @@ struct Inner {
     queue: VecDeque<Queued>,
     /// How many of `queue` are faults.
     faults: usize,
+    /// Faults that were not put into `queue`, or left it without being taken; not yet told.
+    dropped: u64,
+    /// `event` is readable.
+    readable: bool,
     /// Indexed by cookie.
     groups: Vec<Option<Group>>,
     /// The cookies below `groups.len()` that are free.
@@ -55,6 +60,8 @@ enum Queued {
 struct Group {
     requester: Requester,
     pages: Vec<PageRequest>,
+    /// The device knows the cookie.
+    taken: bool,
     slot: Arc<Slot>,
 }
 
@@ -68,7 +75,7 @@ enum SlotState {
 
 impl Slot {
     fn answer(&self, code: PageResponseCode) {
-        let before = std::mem::replace(&mut *lock(&self.0), SlotState::Answered(code));
+        let before = std::mem::replace(&mut *self.0.lock(), SlotState::Answered(code));
         if let SlotState::Waiting(Some(waker)) = before {
             waker.wake();
         }
@@ -90,7 +97,7 @@ impl Future for PendingResponse {
     type Output = PageResponseCode;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<PageResponseCode> {
-        match &mut *lock(&self.0.0) {
+        match &mut *self.0.0.lock() {
             SlotState::Answered(code) => Poll::Ready(*code),
             SlotState::Waiting(waker) => {
                 *waker = Some(context.waker().clone());
@@ -100,7 +107,7 @@ impl Future for PendingResponse {
     }
 }
 
-impl Book {
+impl EventSource {
     pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {
             inner: Mutex::default(),
@@ -108,22 +115,39 @@ impl Book {
         })
     }
 
+    /// Events that wait, groups, free cookies, and page requests.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> [usize; 4] {
+        let inner = self.inner.lock();
+        let Inner {
+            queue,
+            groups,
+            free,
+            pages,
+            ..
+        } = &*inner;
+        [queue.len(), groups.len(), free.len(), *pages]
+    }
+
     pub(super) fn event_fd(&self) -> RawFd {
         self.event.as_raw_fd()
     }
 
-    /// Reports a fault, unless too many wait.
+    /// Reports a fault, or counts it as dropped if too many wait.
     pub(super) fn fault(&self, fault: Fault) {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         if inner.faults < MAX_FAULTS {
             inner.faults += 1;
-            self.enqueue(&mut inner, Queued::Fault(fault));
+            inner.queue.push_back(Queued::Fault(fault));
+        } else {
+            inner.dropped += 1;
         }
+        self.signal(&mut inner);
     }
 
     /// Raises a group. Beyond the bounds it is answered INVALID_REQUEST at once.
     pub(super) fn raise(&self, requester: Requester, pages: Vec<PageRequest>) -> PendingResponse {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         let outstanding = inner.groups.len() - inner.free.len();
         if outstanding >= MAX_GROUPS || pages.len() > MAX_PAGES - inner.pages {
             return PendingResponse::ready(PageResponseCode::InvalidRequest);
@@ -133,6 +157,7 @@ impl Book {
         let group = Group {
             requester,
             pages,
+            taken: false,
             slot: Arc::clone(&slot),
         };
         // Lowest first, like the kernel's: a cookie is used again as soon as it is free.
@@ -146,39 +171,48 @@ impl Book {
                 inner.groups.len() - 1
             }
         };
-        self.enqueue(&mut inner, Queued::Group(cookie));
+        inner.queue.push_back(Queued::Group(cookie));
+        self.signal(&mut inner);
         PendingResponse(slot)
     }
 
-    /// Hands out what waits, oldest first, without holding the lock while it does.
+    /// Hands out what waits, oldest first, without holding the lock while it does. The count of dropped faults comes last:
+    /// the newest are dropped.
     pub(super) fn take(&self, sink: &mut dyn FnMut(HostEvent)) {
         for _ in 0..MAX_TAKEN {
             let event = {
-                let mut inner = lock(&self.inner);
-                let event = inner.queue.pop_front();
-                if matches!(event, Some(Queued::Fault(_))) {
-                    inner.faults -= 1;
-                }
-                self.settle(&inner);
-                match event {
-                    None => return,
-                    Some(Queued::Fault(fault)) => HostEvent::Fault(fault),
-                    Some(Queued::Group(cookie)) => match inner.group_event(cookie) {
-                        Some(event) => event,
-                        None => continue,
+                let mut inner = self.inner.lock();
+                let event = match inner.queue.pop_front() {
+                    None => match std::mem::take(&mut inner.dropped) {
+                        0 => None,
+                        dropped => Some(HostEvent::FaultsDropped(dropped)),
                     },
-                }
+                    Some(Queued::Fault(fault)) => {
+                        inner.faults -= 1;
+                        Some(HostEvent::Fault(fault))
+                    }
+                    Some(Queued::Group(cookie)) => inner.take_group(cookie),
+                };
+                self.signal(&mut inner);
+                event
+            };
+            let Some(event) = event else {
+                return;
             };
             sink(event);
         }
     }
 
     /// Answers one group.
+    ///
+    /// # Errors
+    /// [`HostError::NoGroup`] if no group that was taken has the cookie.
     pub(super) fn respond(&self, cookie: Cookie, code: PageResponseCode) -> Result<(), HostError> {
         let group = {
-            let mut inner = lock(&self.inner);
+            let mut inner = self.inner.lock();
             usize::try_from(cookie.0)
                 .ok()
+                .filter(|&index| inner.is_taken(index))
                 .and_then(|index| inner.remove(index))
                 .ok_or(HostError::NoGroup(cookie))?
         };
@@ -191,24 +225,24 @@ impl Book {
         self.withdraw_where(|r| r == requester);
     }
 
-    /// Answers INVALID_REQUEST to every group of an endpoint, and forgets its faults.
+    /// Answers INVALID_REQUEST to every group of an endpoint, and drops its faults.
     pub(super) fn withdraw_endpoint(&self, endpoint: EndpointId) {
         self.withdraw_where(|r| r.endpoint == endpoint);
-        let mut inner = lock(&self.inner);
+        let mut inner = self.inner.lock();
         inner.queue.retain(
             |queued| !matches!(queued, Queued::Fault(fault) if fault.requester.endpoint == endpoint),
         );
-        inner.faults = inner
-            .queue
-            .iter()
-            .filter(|queued| matches!(queued, Queued::Fault(_)))
-            .count();
-        self.settle(&inner);
+        let left = inner.queue.iter();
+        let left = left.filter(|queued| matches!(queued, Queued::Fault(_)));
+        let left = left.count();
+        inner.dropped += (inner.faults - left) as u64;
+        inner.faults = left;
+        self.signal(&mut inner);
     }
 
     fn withdraw_where(&self, matching: impl Fn(Requester) -> bool) {
         let withdrawn: Vec<Group> = {
-            let mut inner = lock(&self.inner);
+            let mut inner = self.inner.lock();
             let cookies: Vec<usize> = inner
                 .groups
                 .iter()
@@ -229,7 +263,7 @@ impl Book {
                 Queued::Group(cookie) => left.get(*cookie).is_some_and(Option::is_some),
                 Queued::Fault(_) => true,
             });
-            self.settle(&inner);
+            self.signal(&mut inner);
             groups
         };
         for group in withdrawn {
@@ -237,25 +271,31 @@ impl Book {
         }
     }
 
-    fn enqueue(&self, inner: &mut Inner, queued: Queued) {
-        inner.queue.push_back(queued);
-        if inner.queue.len() == 1 {
-            // Fails only if the counter is full, and then it is readable as it should be.
-            let _ = self.event.write(1);
+    /// Makes the descriptor readable exactly if there is something to take.
+    fn signal(&self, inner: &mut Inner) {
+        let readable = !inner.queue.is_empty() || inner.dropped != 0;
+        if readable == inner.readable {
+            return;
         }
-    }
-
-    fn settle(&self, inner: &Inner) {
-        if inner.queue.is_empty() {
-            // Fails only if it was not readable, as it should be.
-            let _ = self.event.read();
-        }
+        inner.readable = readable;
+        // A counter of 0 takes a 1, and a counter of 1 can be read.
+        let _ = match readable {
+            true => self.event.write(1),
+            false => self.event.read().map(drop),
+        };
     }
 }
 
 impl Inner {
-    fn group_event(&self, cookie: usize) -> Option<HostEvent> {
-        let group = self.groups.get(cookie)?.as_ref()?;
+    fn is_taken(&self, cookie: usize) -> bool {
+        let group = self.groups.get(cookie).and_then(Option::as_ref);
+        group.is_some_and(|group| group.taken)
+    }
+
+    /// A group that is queued is outstanding: one that is withdrawn leaves the queue.
+    fn take_group(&mut self, cookie: usize) -> Option<HostEvent> {
+        let group = self.groups.get_mut(cookie)?.as_mut()?;
+        group.taken = true;
         Some(HostEvent::PageRequest(PageRequestGroup {
             requester: group.requester,
             cookie: Cookie(cookie as u64),
@@ -274,9 +314,4 @@ impl Inner {
         }
         Some(group)
     }
-}
-
-/// Nothing panics while it holds one of these locks, and if something did, what it guards is still whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

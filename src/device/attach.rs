@@ -46,6 +46,9 @@ impl Device {
                 }
             }
         }
+        if request.pasid.is_some() && old.is_none() && state.pasids >= self.config.max_pasids {
+            return Err(Status::NoMem);
+        }
         // A29, A31, A33
         let membership = Membership {
             domain: request.domain,
@@ -69,8 +72,9 @@ impl Device {
         if request.page_request {
             endpoint.page_requests_off = false;
         }
-        if let Some(old) = old {
-            self.leave(state, old.domain, request.endpoint);
+        match old {
+            Some(old) => self.leave(state, old.domain, request.endpoint),
+            None => state.pasids += usize::from(request.pasid.is_some()),
         }
         Ok(())
     }
@@ -115,10 +119,11 @@ impl Device {
                 self.move_requester(requester, Attachment::Blocked)
                     .map_err(|error| self.count_host_error(&error))?;
                 endpoint.residence.remove(pasid);
+                state.pasids -= 1;
             }
             None => {
                 endpoint.residence.plain = self
-                    .to_unattached(requester, bypass)
+                    .to_unattached(requester, bypass, &mut state.bypass_owed)
                     .map_err(|error| self.count_host_error(&error))?;
             }
         }
@@ -126,16 +131,24 @@ impl Device {
         Ok(())
     }
 
-    /// Moves a requester to where unattached ones are; blocked where bypass cannot be had.
-    fn to_unattached(&self, requester: Requester, bypass: bool) -> Result<Residence, HostError> {
+    /// Moves a requester to where unattached ones are. Where bypass cannot be had it is blocked, and `owed` says that
+    /// it is to be tried again.
+    fn to_unattached(
+        &self,
+        requester: Requester,
+        bypass: bool,
+        owed: &mut bool,
+    ) -> Result<Residence, HostError> {
         if bypass {
             match self.move_requester(requester, Attachment::Bypass) {
                 Ok(()) => return Ok(Residence::Bypass),
                 Err(error) => {
-                    self.count_host_error(&error);
-                    log::error!(
-                        "{requester}: bypass refused by the host, blocked instead: {error}"
-                    );
+                    let often = !self.counters.host_errors.increment_and_log();
+                    if !std::mem::replace(owed, true) || !often {
+                        log::error!(
+                            "{requester}: blocked until the host can put it in bypass: {error}"
+                        );
+                    }
                 }
             }
         }
@@ -163,7 +176,7 @@ impl Device {
             endpoint: id,
             pasid: None,
         };
-        match self.to_unattached(requester, bypass) {
+        match self.to_unattached(requester, bypass, &mut state.bypass_owed) {
             Ok(residence) => endpoint.residence.plain = residence,
             Err(error) => log::error!("{requester}: the host cannot block it: {error}"),
         }
@@ -180,31 +193,48 @@ impl Device {
         for id in ids(state) {
             self.place_unattached(state, id);
         }
+        let State {
+            endpoints,
+            bypass,
+            connected,
+            ..
+        } = state;
+        state.bypass_owed = *bypass
+            && endpoints.values().any(|endpoint| {
+                endpoint.residence.plain == Residence::Blocked && endpoint.may_bypass(*connected)
+            });
     }
 
     /// I12: no attachment, no domain. C10: `bypass` stays.
     pub(super) fn reset_state(&self, state: &mut State) {
         self.counters.resets.increment();
+        self.detach_all(state);
+        self.place_all_unattached(state);
+        for endpoint in state.endpoints.values_mut() {
+            endpoint.page_requests_off = false;
+        }
+        state.driver_ready = false;
+        self.book().reset(&*self.host, &self.counters);
+    }
+
+    /// Ends every attachment. Those that the host cannot end are tried again before the next driver's first request.
+    pub(super) fn detach_all(&self, state: &mut State) {
+        state.detach_owed = false;
         for id in ids(state) {
-            let memberships: Vec<_> = state
+            let attached: Vec<_> = state
                 .endpoints
                 .get(&id)
                 .map(|endpoint| endpoint.memberships().map(|(pasid, _)| pasid).collect())
                 .unwrap_or_default();
-            for pasid in memberships {
-                if let Err(status) = self.detach_requester(state, id, pasid) {
-                    log::error!(
-                        "endpoint {id}: still attached after a reset, the host refused: {status:?}"
-                    );
+            for pasid in attached {
+                if self.detach_requester(state, id, pasid).is_err() {
+                    state.detach_owed = true;
                 }
             }
-            self.place_unattached(state, id);
-            if let Some(endpoint) = state.endpoints.get_mut(&id) {
-                endpoint.page_requests_off = false;
-            }
         }
-        state.driver_ready = false;
-        self.book().reset();
+        if state.detach_owed {
+            log::error!("endpoints are still attached after a reset, as the host refused");
+        }
     }
 
     /// X70: the endpoint raises no page requests until it is attached with PAGE_REQUEST.

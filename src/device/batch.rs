@@ -6,7 +6,8 @@
 //! overlap (INVAL), quotas (NOMEM), and last the host.
 
 use std::collections::BTreeMap;
-use std::sync::MutexGuard;
+
+use parking_lot::MutexGuard;
 
 use crate::device::book::ResponseError;
 use crate::device::domain::{Domain, DomainKind, Paging};
@@ -55,6 +56,8 @@ pub struct Batch<'a> {
     state: MutexGuard<'a, State>,
     joins_unmaps: bool,
     events_wanted: bool,
+    /// Once a batch: a host without memory is not asked for each request.
+    bypass_tried: bool,
     tally: Tally,
 }
 
@@ -75,6 +78,7 @@ impl<'a> Batch<'a> {
             state: device.state(),
             joins_unmaps: device.host.joins_unmaps(),
             events_wanted: false,
+            bypass_tried: false,
             tally: Tally::default(),
         }
     }
@@ -85,9 +89,11 @@ impl<'a> Batch<'a> {
         self.tally.requests += 1;
         log::trace!("request {readable:02x?} with {writable_len} bytes for the answer");
         if !self.state.driver_ready {
-            self.state.driver_ready = true;
-            self.device.book().driver_is_ready();
-            self.events_wanted = true;
+            self.first_request();
+        }
+        if self.state.bypass_owed && !self.bypass_tried {
+            self.bypass_tried = true;
+            self.device.place_all_unattached(&mut self.state);
         }
         let request = match parse(readable, readable_len, writable_len, self.state.features) {
             Ok(request) => request,
@@ -132,6 +138,17 @@ impl<'a> Batch<'a> {
             Request::Unmap { .. } => Ok(()),
         };
         self.replied(settled, result)
+    }
+
+    /// The driver's first request since the reset.
+    #[cold]
+    fn first_request(&mut self) {
+        if self.state.detach_owed {
+            self.device.detach_all(&mut self.state);
+        }
+        self.state.driver_ready = true;
+        self.device.book().driver_is_ready();
+        self.events_wanted = true;
     }
 
     /// The properties for the last [`Reply::Properties`]: at most `probe_size` bytes.

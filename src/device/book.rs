@@ -10,24 +10,24 @@
 //!            └────────┴── refuse, expire, withdraw: answered INVALID_REQUEST
 //! ```
 //!
-//! Whoever reads the host's queue, answers it or moves an attachment holds the lock around the book: the host
-//! gives a cookie out again as soon as it is answered.
+//! The host gives a cookie out again as soon as it is answered. So the lock around the book is held wherever the host's
+//! queue is read, a group is answered, or an attachment is moved.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::ops::Bound;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use zerocopy::IntoBytes;
 
 use crate::device::counters::Counters;
 use crate::device::events::{Buffers, EventQueue, Reports, fault_report, page_request_event};
+use crate::device::groups::Groups;
 use crate::host::{
     Answer, Attachment, Cookie, Fault, Host, HostError, HostEvent, PageRequestGroup, PageRequests,
-    Requester,
+    PerPasid, Requester,
 };
 use crate::spec::{
     EVENT_LEN, EndpointId, EventFlags, FAULT_REPORT_LEN, Features, GroupId, PageResponseCode,
-    Pasid, Reason,
+    Reason,
 };
 
 /// What the book needs to know of the configuration.
@@ -41,26 +41,24 @@ pub(super) struct Rules {
     pub granule: u64,
 }
 
-/// A group's number in the book: never used twice.
-type Serial = u64;
-
-struct Entry {
-    group: PageRequestGroup,
-    deadline: Option<Instant>,
-    id: Option<GroupId>,
-}
-
-#[derive(Default)]
 struct EndpointBook {
-    /// Where the endpoint and its PASIDs are on the host. Absent: blocked.
-    attachments: BTreeMap<Option<Pasid>, Attachment>,
-    /// In the order they came. May name groups that are gone.
-    held: VecDeque<Serial>,
-    outstanding: HashMap<GroupId, Serial>,
-    /// Ids go round, so that a late answer meets an unused id and not a new group (X47).
-    next_id: u16,
+    /// Where the endpoint and its PASIDs are on the host. A PASID that is not here is blocked.
+    attachments: PerPasid<Attachment>,
     timeout_logged: bool,
 }
+
+impl Default for EndpointBook {
+    fn default() -> Self {
+        Self {
+            attachments: PerPasid::new(Attachment::Blocked),
+            timeout_logged: false,
+        }
+    }
+}
+
+/// How often at most the host is asked for what is to be dropped. Each answer is bounded; devices that go on raising
+/// faults do not hold a connection up.
+const MAX_DRAINS: usize = 4096;
 
 /// Why PAGE_RESPONSE was refused.
 #[derive(Debug)]
@@ -76,17 +74,16 @@ pub(super) enum ResponseError {
 pub(super) struct PageRequestBook {
     rules: Rules,
     features: Features,
+    /// A front-end is connected: its guest hears of what happens from now on.
+    connected: bool,
     /// The driver has sent a request: Linux takes no event before.
     driver_ready: bool,
-    suspended: bool,
     endpoints: BTreeMap<EndpointId, EndpointBook>,
-    entries: HashMap<Serial, Entry>,
-    next_serial: Serial,
-    /// Ascending. May name groups that are gone.
-    deadlines: VecDeque<(Instant, Serial)>,
+    groups: Groups,
     reports: Reports,
-    /// Whose turn it is to be looked at first.
-    turn: Option<EndpointId>,
+    /// The endpoint whose group was delivered last: the next one is looked at first.
+    served_last: Option<EndpointId>,
+    /// Empty between calls. Kept for its allocation.
     incoming: Vec<HostEvent>,
 }
 
@@ -95,14 +92,12 @@ impl PageRequestBook {
         Self {
             rules,
             features: Features::empty(),
+            connected: false,
             driver_ready: false,
-            suspended: false,
             endpoints: BTreeMap::new(),
-            entries: HashMap::new(),
-            next_serial: 0,
-            deadlines: VecDeque::new(),
+            groups: Groups::new(rules.timeout),
             reports: Reports::default(),
-            turn: None,
+            served_last: None,
             incoming: Vec::new(),
         }
     }
@@ -111,26 +106,78 @@ impl PageRequestBook {
         self.features = features;
     }
 
+    /// A front-end is there. What was raised before its time is not for its guest.
+    pub fn connect(&mut self, host: &dyn Host, counters: &Counters) {
+        // Its driver may have been faster than this call.
+        if !self.driver_ready {
+            self.drop_events(host, counters);
+            counters.fault_reports_dropped.add(self.reports.clear());
+        }
+        self.connected = true;
+    }
+
+    /// The front-end is gone; the device was reset.
+    pub fn disconnect(&mut self) {
+        self.connected = false;
+        self.features = Features::empty();
+    }
+
     pub fn driver_is_ready(&mut self) {
         self.driver_ready = true;
     }
 
-    pub fn set_suspended(&mut self, suspended: bool) {
-        self.suspended = suspended;
+    /// The queues stopped: events are held, and no group's time runs.
+    pub fn suspend(&mut self, now: Instant) {
+        self.groups.stop_time(now);
     }
 
-    /// A device reset: the driver starts anew. Its attachments were moved before, and their groups withdrawn.
-    pub fn reset(&mut self) {
+    /// The queues run again.
+    pub fn resume(&mut self, now: Instant) {
+        self.groups.restart_time(now);
+    }
+
+    /// A device reset: the next driver finds nothing of the one before. Its attachments were moved before, and their
+    /// groups withdrawn; what is left is of attachments that the host could not move.
+    pub fn reset(&mut self, host: &dyn Host, counters: &Counters) {
         self.driver_ready = false;
-        self.suspended = false;
-        self.reports.clear();
+        self.groups.forget_stop();
+        while let Some(group) = self.groups.take_any() {
+            counters.page_request_withdrawn.increment();
+            answer_invalid(host, counters, group.cookie);
+        }
+        self.drop_events(host, counters);
+        counters.fault_reports_dropped.add(self.reports.clear());
+    }
+
+    /// Takes what the host has to tell, and tells no driver.
+    fn drop_events(&mut self, host: &dyn Host, counters: &Counters) {
+        let mut incoming = std::mem::take(&mut self.incoming);
+        for _ in 0..MAX_DRAINS {
+            host.take_events(&mut |event| incoming.push(event));
+            if incoming.is_empty() {
+                break;
+            }
+            for event in incoming.drain(..) {
+                match event {
+                    HostEvent::PageRequest(group) => {
+                        counters.page_request_groups.increment();
+                        counters.page_request_unwanted.increment();
+                        answer_invalid(host, counters, group.cookie);
+                        counters.fault_reports_dropped.increment();
+                    }
+                    HostEvent::Fault(_) => counters.fault_reports_dropped.increment(),
+                    HostEvent::FaultsDropped(count) => counters.fault_reports_dropped.add(count),
+                }
+            }
+        }
+        self.incoming = incoming;
     }
 
     /// Where a requester is on the host.
     pub fn attachment(&self, requester: Requester) -> Attachment {
         self.endpoints
             .get(&requester.endpoint)
-            .and_then(|book| book.attachments.get(&requester.pasid))
+            .and_then(|book| book.attachments.get(requester.pasid))
             .copied()
             .unwrap_or(Attachment::Blocked)
     }
@@ -138,18 +185,16 @@ impl PageRequestBook {
     /// Records where a requester is on the host by now.
     pub fn set_attachment(&mut self, requester: Requester, to: Attachment) {
         let book = self.endpoints.entry(requester.endpoint).or_default();
-        match to {
-            Attachment::Blocked => book.attachments.remove(&requester.pasid),
-            _ => book.attachments.insert(requester.pasid, to),
-        };
+        match (requester.pasid, to) {
+            (Some(pasid), Attachment::Blocked) => drop(book.attachments.remove(pasid)),
+            (pasid, to) => book.attachments.set(pasid, to),
+        }
     }
 
     /// Answers the groups of a requester INVALID_REQUEST. Returns how many.
     pub fn refuse(&mut self, host: &dyn Host, counters: &Counters, requester: Requester) -> u64 {
-        for entry in self.entries.values() {
-            if entry.group.requester == requester {
-                answer_invalid(host, counters, entry.group.cookie);
-            }
+        for cookie in self.groups.cookies_of(requester) {
+            answer_invalid(host, counters, cookie);
         }
         self.withdraw(requester)
     }
@@ -157,37 +202,21 @@ impl PageRequestBook {
     /// Forgets the groups of a requester: the host has answered them while it moved the attachment (X54).
     /// Returns how many.
     pub fn withdraw(&mut self, requester: Requester) -> u64 {
-        let Some(book) = self.endpoints.get_mut(&requester.endpoint) else {
-            return 0;
-        };
-        let entries = &mut self.entries;
-        let before = entries.len();
-        let mut keep = |serial: &Serial| match entries.get(serial) {
-            Some(entry) if entry.group.requester == requester => {
-                entries.remove(serial);
-                false
-            }
-            Some(_) => true,
-            None => false,
-        };
-        book.held.retain(&mut keep);
-        book.outstanding.retain(|_, serial| keep(serial));
-        (before - self.entries.len()) as u64
+        self.groups.forget_requester(requester)
     }
 
-    /// Forgets an endpoint that is gone, with its fault reports.
-    pub fn remove_endpoint(&mut self, endpoint: EndpointId) -> u64 {
-        let before = self.entries.len();
-        self.entries
-            .retain(|_, entry| entry.group.requester.endpoint != endpoint);
+    /// Forgets an endpoint that is gone, with its fault reports. Returns how many groups and reports.
+    pub fn remove_endpoint(&mut self, endpoint: EndpointId) -> (u64, u64) {
         self.endpoints.remove(&endpoint);
-        self.reports.forget(endpoint);
-        (before - self.entries.len()) as u64
+        (
+            self.groups.forget_endpoint(endpoint),
+            self.reports.forget(endpoint),
+        )
     }
 
-    /// Whether groups of an endpoint wait for buffers or ids.
+    /// Whether groups wait for buffers or ids.
     pub fn holds_any(&self) -> bool {
-        self.endpoints.values().any(|book| !book.held.is_empty())
+        self.groups.holds_any()
     }
 
     /// Carries the driver's answer to the host (X68); what goes there comes from the book.
@@ -198,13 +227,12 @@ impl PageRequestBook {
         id: GroupId,
         code: PageResponseCode,
     ) -> Result<(), ResponseError> {
-        let book = self
-            .endpoints
-            .get_mut(&requester.endpoint)
+        let endpoint = requester.endpoint;
+        let group = self
+            .groups
+            .outstanding(endpoint, id)
             .ok_or(ResponseError::Stale)?;
-        let serial = *book.outstanding.get(&id).ok_or(ResponseError::Stale)?;
-        let entry = self.entries.get(&serial).ok_or(ResponseError::Stale)?;
-        if entry.group.requester.pasid != requester.pasid {
+        if group.requester.pasid != requester.pasid {
             return Err(ResponseError::WrongPasid);
         }
         let answer = match code {
@@ -212,12 +240,11 @@ impl PageRequestBook {
             PageResponseCode::InvalidRequest => Answer::Invalid,
             PageResponseCode::ResponseFailure => Answer::ResponseFailure,
         };
-        let answered = host.respond(entry.group.cookie, answer);
+        let answered = host.respond(group.cookie, answer);
         if let Err(error @ (HostError::NoMemory(_) | HostError::Internal(_))) = answered {
             return Err(ResponseError::Host(error));
         }
-        book.outstanding.remove(&id);
-        self.entries.remove(&serial);
+        self.groups.take_outstanding(endpoint, id);
         // Anything else says that the host has no such group any more: it was withdrawn there.
         answered.map_err(|_| ResponseError::Stale)
     }
@@ -243,14 +270,14 @@ impl PageRequestBook {
         self.expire(host, counters, now);
         if let Some(queue) = queue
             && self.driver_ready
-            && !self.suspended
+            && !self.groups.time_stands_still()
         {
             self.deliver_reports(counters, queue);
             self.deliver_groups(host, counters, queue);
             // Refused groups leave reports behind.
             self.deliver_reports(counters, queue);
         }
-        self.next_deadline()
+        self.groups.next_deadline()
     }
 
     fn admit(
@@ -281,82 +308,36 @@ impl PageRequestBook {
                 Attachment::Domain { .. } => Reason::Mapping,
             };
             self.report_group(counters, &group, reason);
-        } else if self.entries.len() >= self.rules.max_groups {
+        } else if self.groups.len() >= self.rules.max_groups {
             // X51
             if counters.page_request_over_quota.increment_and_log() {
                 log::warn!(
                     "{}: page request refused, {} groups are waiting already (--max-page-requests)",
                     group.requester,
-                    self.entries.len()
+                    self.groups.len()
                 );
             }
             answer_invalid(host, counters, group.cookie);
         } else {
-            self.hold(group, now);
+            self.groups.hold(group, now);
         }
-    }
-
-    fn hold(&mut self, group: PageRequestGroup, now: Instant) {
-        let serial = self.next_serial;
-        self.next_serial += 1;
-        let deadline = self
-            .rules
-            .timeout
-            .and_then(|timeout| now.checked_add(timeout));
-        if let Some(deadline) = deadline {
-            self.deadlines.push_back((deadline, serial));
-            // Most groups are answered long before: do not let their deadlines pile up.
-            if self.deadlines.len() > 2 * self.entries.len() + 64 {
-                let entries = &self.entries;
-                self.deadlines
-                    .retain(|(_, other)| *other == serial || entries.contains_key(other));
-            }
-        }
-        let book = self.endpoints.entry(group.requester.endpoint).or_default();
-        book.held.push_back(serial);
-        self.entries.insert(
-            serial,
-            Entry {
-                group,
-                deadline,
-                id: None,
-            },
-        );
     }
 
     /// Answers what has waited too long (X53).
     fn expire(&mut self, host: &dyn Host, counters: &Counters, now: Instant) {
-        while let Some(&(deadline, serial)) = self.deadlines.front() {
-            let live = self.entries.contains_key(&serial);
-            if live && deadline > now {
-                break;
-            }
-            self.deadlines.pop_front();
-            let Some(entry) = self.entries.remove(&serial) else {
-                continue;
-            };
+        while let Some(group) = self.groups.take_expired(now) {
             counters.page_request_timeouts.increment();
-            answer_invalid(host, counters, entry.group.cookie);
-            let endpoint = entry.group.requester.endpoint;
-            if let Some(book) = self.endpoints.get_mut(&endpoint) {
-                if let Some(id) = entry.id {
-                    book.outstanding.remove(&id);
-                }
-                if !std::mem::replace(&mut book.timeout_logged, true) {
-                    log::warn!(
-                        "{}: the driver did not answer a page request in time (--page-response-timeout); \
-                         further ones of this endpoint are only counted",
-                        entry.group.requester
-                    );
-                }
+            answer_invalid(host, counters, group.cookie);
+            if let Some(book) = self.endpoints.get_mut(&group.requester.endpoint)
+                && !std::mem::replace(&mut book.timeout_logged, true)
+            {
+                log::warn!(
+                    "{}: the driver did not answer a page request in time (--page-response-timeout); \
+                     further ones of this endpoint are only counted",
+                    group.requester
+                );
             }
         }
-    }
-
-    fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines
-            .iter()
-            .find_map(|(_, serial)| self.entries.get(serial)?.deadline)
     }
 
     fn deliver_reports(&mut self, counters: &Counters, queue: &mut dyn EventQueue) {
@@ -370,9 +351,9 @@ impl PageRequestBook {
     fn deliver_groups(&mut self, host: &dyn Host, counters: &Counters, queue: &mut dyn EventQueue) {
         loop {
             let mut progress = false;
-            for endpoint in self.endpoints_from_turn() {
+            for endpoint in self.groups.waiting_behind(self.served_last) {
                 if self.deliver_next(endpoint, host, counters, queue) {
-                    self.turn = Some(endpoint);
+                    self.served_last = Some(endpoint);
                     progress = true;
                 }
             }
@@ -380,20 +361,6 @@ impl PageRequestBook {
                 return;
             }
         }
-    }
-
-    /// The endpoints with held groups, beginning behind the one that was served last.
-    fn endpoints_from_turn(&self) -> Vec<EndpointId> {
-        let waiting =
-            |(id, book): (&EndpointId, &EndpointBook)| (!book.held.is_empty()).then_some(*id);
-        let Some(turn) = self.turn else {
-            return self.endpoints.iter().filter_map(waiting).collect();
-        };
-        let behind = self
-            .endpoints
-            .range((Bound::Excluded(turn), Bound::Unbounded));
-        let before = self.endpoints.range(..=turn);
-        behind.chain(before).filter_map(waiting).collect()
     }
 
     /// Delivers or refuses the first held group of an endpoint. False when there is none or it has to wait.
@@ -404,69 +371,68 @@ impl PageRequestBook {
         counters: &Counters,
         queue: &mut dyn EventQueue,
     ) -> bool {
-        let Some(book) = self.endpoints.get_mut(&endpoint) else {
+        let Some(group) = self.groups.first_held(endpoint) else {
             return false;
         };
-        let entry = loop {
-            let Some(serial) = book.held.front() else {
-                return false;
-            };
-            match self.entries.get_mut(serial) {
-                Some(entry) => break entry,
-                None => book.held.pop_front(),
-            };
+        let count = group.pages.len();
+        if count > queue.size() {
+            // It never fits (X52).
+            self.refuse_next(endpoint, host, counters, None);
+            return true;
+        }
+        match queue.peek(count, EVENT_LEN) {
+            Buffers::TooFew => false,
+            Buffers::Enough => self.hand_over_next(endpoint, counters, queue),
+            // The driver's buffers cannot take it (X38).
+            Buffers::TooSmall { .. } => {
+                self.refuse_next(endpoint, host, counters, Some(queue));
+                true
+            }
+        }
+    }
+
+    /// Puts the first held group of an endpoint into buffers that are there for all of it. False when no id is unused.
+    fn hand_over_next(
+        &mut self,
+        endpoint: EndpointId,
+        counters: &Counters,
+        queue: &mut dyn EventQueue,
+    ) -> bool {
+        let Some((id, group)) = self.groups.deliver_first(endpoint) else {
+            return false;
         };
-        let count = entry.group.pages.len();
-        let fits = if count > queue.size() {
-            None
+        let count = group.pages.len();
+        for (index, page) in group.pages.iter().enumerate() {
+            let last = index + 1 == count;
+            let event = page_request_event(group.requester, id, page, last, self.rules.granule);
+            queue.push(event.as_bytes());
+        }
+        counters.page_request_groups_delivered.increment();
+        true
+    }
+
+    /// Answers the first held group of an endpoint INVALID_REQUEST, and reports it as a fault. `queue` has a buffer at
+    /// its head that was too small for the event: the report takes it, ahead of what waits.
+    fn refuse_next(
+        &mut self,
+        endpoint: EndpointId,
+        host: &dyn Host,
+        counters: &Counters,
+        queue: Option<&mut dyn EventQueue>,
+    ) {
+        let Some(group) = self.groups.take_first(endpoint) else {
+            return;
+        };
+        counters.page_request_unwanted.increment();
+        answer_invalid(host, counters, group.cookie);
+        if let Some(queue) = queue
+            && queue.peek(1, FAULT_REPORT_LEN) == Buffers::Enough
+        {
+            let report = fault_report(&fault_of(&group, Reason::Mapping), self.has_pasid());
+            queue.push(report.as_bytes());
+            counters.fault_reports.increment();
         } else {
-            Some(queue.peek(count, EVENT_LEN))
-        };
-        match fits {
-            Some(Buffers::TooFew) => false,
-            Some(Buffers::Enough) => {
-                let Some(id) = unused_id(book) else {
-                    return false;
-                };
-                for (index, page) in entry.group.pages.iter().enumerate() {
-                    let last = index + 1 == count;
-                    let event = page_request_event(
-                        entry.group.requester,
-                        id,
-                        page,
-                        last,
-                        self.rules.granule,
-                    );
-                    queue.push(event.as_bytes());
-                }
-                entry.id = Some(id);
-                if let Some(serial) = book.held.pop_front() {
-                    book.outstanding.insert(id, serial);
-                }
-                counters.page_request_groups_delivered.increment();
-                true
-            }
-            // It never fits, or the driver's buffers cannot take it (X38, X52): refused, and reported as a fault.
-            None | Some(Buffers::TooSmall { .. }) => {
-                let refused = book
-                    .held
-                    .pop_front()
-                    .and_then(|serial| self.entries.remove(&serial));
-                if let Some(entry) = refused {
-                    counters.page_request_unwanted.increment();
-                    answer_invalid(host, counters, entry.group.cookie);
-                    let report =
-                        fault_report(&fault_of(&entry.group, Reason::Mapping), self.has_pasid());
-                    // The buffer that was too small for the event is for its report, ahead of what waits.
-                    if fits.is_some() && queue.peek(1, FAULT_REPORT_LEN) == Buffers::Enough {
-                        queue.push(report.as_bytes());
-                        counters.fault_reports.increment();
-                    } else {
-                        self.report_group(counters, &entry.group, Reason::Mapping);
-                    }
-                }
-                true
-            }
+            self.report_group(counters, &group, Reason::Mapping);
         }
     }
 
@@ -477,17 +443,19 @@ impl PageRequestBook {
     }
 
     fn report(&mut self, counters: &Counters, fault: &Fault) {
-        let report = fault_report(fault, self.has_pasid());
+        // A guest hears of what happens in its time.
+        let in_time = self.connected || self.driver_ready;
         // E65: an event names an endpoint that the driver knows.
         let known = self.endpoints.contains_key(&fault.requester.endpoint);
-        if !known || !self.reports.add(report) {
+        let report = fault_report(fault, self.has_pasid());
+        if !in_time || !known || !self.reports.add(report) {
             counters.fault_reports_dropped.increment();
         }
     }
 
     #[cfg(test)]
-    pub fn deadlines_kept(&self) -> usize {
-        self.deadlines.len()
+    pub fn entries_kept(&self) -> usize {
+        self.groups.entries_kept()
     }
 
     fn has_pasid(&self) -> bool {
@@ -497,19 +465,6 @@ impl PageRequestBook {
     /// An endpoint of the device: its faults are reported.
     pub fn add_endpoint(&mut self, endpoint: EndpointId) {
         self.endpoints.entry(endpoint).or_default();
-    }
-}
-
-fn unused_id(book: &mut EndpointBook) -> Option<GroupId> {
-    if book.outstanding.len() > usize::from(u16::MAX) {
-        return None;
-    }
-    loop {
-        let id = GroupId(book.next_id);
-        book.next_id = book.next_id.wrapping_add(1);
-        if !book.outstanding.contains_key(&id) {
-            return Some(id);
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::host::{Fault, PageRequest, Requester};
-use crate::spec::{Event, EventFlags, FAULT_REPORT_LEN, FaultReport, GroupId, Reason};
+use crate::spec::{EndpointId, Event, EventFlags, FAULT_REPORT_LEN, FaultReport, GroupId, Reason};
 
 /// The event virtqueue.
 pub trait EventQueue {
@@ -57,13 +57,16 @@ impl Reports {
         room
     }
 
-    pub fn clear(&mut self) {
-        self.0.clear();
+    /// Drops all. Returns how many.
+    pub fn clear(&mut self) -> u64 {
+        std::mem::take(&mut self.0).len() as u64
     }
 
-    /// Removes the reports of an endpoint that is going away (E65: an event names a valid endpoint).
-    pub fn forget(&mut self, endpoint: crate::spec::EndpointId) {
+    /// Drops the reports of an endpoint that is going away (E65: an event names a valid endpoint). Returns how many.
+    pub fn forget(&mut self, endpoint: EndpointId) -> u64 {
+        let before = self.0.len();
         self.0.retain(|report| report.endpoint.get() != endpoint.0);
+        (before - self.0.len()) as u64
     }
 
     /// Puts what fits into the queue. Returns how many were delivered, and how many buffers were too small for

@@ -9,8 +9,8 @@
 //!    a page request does not wait for a mapping of many gigabytes.
 //!
 //! Files: `request` (bytes to validated requests), `batch` (what each request does), `attach` (where endpoints are),
-//! `joined` (UNMAPs in one host call), `endpoint`, `domain`, `probe`, `book` (page requests), `events` (what waits for
-//! the event queue), `counters`, `status`.
+//! `joined` (UNMAPs in one host call), `endpoint`, `domain`, `probe`, `book` (page requests), `groups` (those that
+//! wait), `events` (what goes into the event queue), `counters`, `status`, `setup`.
 #![forbid(unsafe_code)]
 
 mod attach;
@@ -20,20 +20,22 @@ pub mod counters;
 mod domain;
 mod endpoint;
 pub mod events;
+mod groups;
 mod joined;
 mod probe;
 mod request;
+mod setup;
 pub mod status;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::mem::offset_of;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
+use parking_lot::{Mutex, MutexGuard};
 use vm_memory::GuestMemoryMmap;
-
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
@@ -43,75 +45,14 @@ use crate::device::domain::Domain;
 use crate::device::endpoint::Endpoint;
 use crate::device::events::EventQueue;
 use crate::device::joined::JoinedUnmaps;
-use crate::device::status::{DeviceStatus, MappingStatus, MemoryStatus};
-use crate::host::mapping::{IovaRange, MIN_GRANULE};
-use crate::host::{Host, HostError, MemoryError, MemoryRegion, ReservedRegion};
+use crate::device::status::MemoryStatus;
+use crate::host::mapping::IovaRange;
+use crate::host::{Host, MemoryError, MemoryRegion};
 use crate::spec::{Config, DomainId, EndpointId, Features, Range32, Range64};
 
 pub use batch::{Batch, Finished, Reply, Step};
 pub use request::MAX_READABLE;
-
-/// How a device is set up.
-#[derive(Clone, Debug)]
-pub struct DeviceConfig {
-    /// `bypass` in the config space at start, and again after a disconnect.
-    pub boot_bypass: bool,
-    /// Page sizes to offer, of those that the host has; `None` for all of them.
-    pub page_size_mask: Option<u64>,
-    /// Virtual addresses to offer, of those that the host has.
-    pub input_range: IovaRange,
-    /// First and last domain ID.
-    pub domain_range: (u32, u32),
-    /// Regions reserved for every endpoint, in addition to the host's. They win where both overlap.
-    pub reserved_regions: Vec<ReservedRegion>,
-    /// The most mappings, over all domains.
-    pub max_mappings: usize,
-    /// The most domains.
-    pub max_domains: usize,
-    /// The most page-request groups held or outstanding, over all endpoints.
-    pub max_page_requests: usize,
-    /// How long a group waits for the driver; `None` for ever.
-    pub page_response_timeout: Option<Duration>,
-}
-
-impl Default for DeviceConfig {
-    fn default() -> Self {
-        Self {
-            boot_bypass: true,
-            page_size_mask: None,
-            input_range: IovaRange::ALL,
-            domain_range: (0, u32::MAX),
-            reserved_regions: Vec::new(),
-            max_mappings: 1 << 20,
-            max_domains: 1 << 16,
-            max_page_requests: 4096,
-            page_response_timeout: Some(Duration::from_secs(10)),
-        }
-    }
-}
-
-/// Why a device or one of its endpoints cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum SetupError {
-    /// No page size is left of what the host has and what was asked for, or one is too small.
-    #[error("{0}")]
-    PageSizes(String),
-    /// The host's addresses and the ones asked for have nothing in common.
-    #[error("{0}")]
-    InputRange(String),
-    /// Reserved regions overlap each other.
-    #[error("{0}")]
-    ReservedRegions(String),
-    /// The endpoint exists.
-    #[error("endpoint {0} exists already")]
-    EndpointExists(EndpointId),
-    /// The endpoint does not exist.
-    #[error("endpoint {0} does not exist")]
-    NoEndpoint(EndpointId),
-    /// The host refused.
-    #[error(transparent)]
-    Host(#[from] HostError),
-}
+pub use setup::{DeviceConfig, SetupError};
 
 /// The device. See the module's page for its locks.
 pub struct Device {
@@ -132,6 +73,8 @@ struct State {
     domains: BTreeMap<DomainId, Domain>,
     /// Mappings over all domains.
     mappings: usize,
+    /// PASID attachments over all endpoints.
+    pasids: usize,
     /// Negotiated.
     features: Features,
     /// `bypass` in the config space.
@@ -139,6 +82,11 @@ struct State {
     /// The driver has sent a request since the last reset.
     driver_ready: bool,
     connected: bool,
+    /// An endpoint is blocked as the host refused bypass: it is tried again at the next request, reset or connection.
+    bypass_owed: bool,
+    /// An endpoint is still attached after a reset, as the host refused: it is tried again at the next one, and before
+    /// the next driver's first request.
+    detach_owed: bool,
     memory: Vec<MemoryStatus>,
     /// Empty between batches. Kept for its allocation.
     joined: JoinedUnmaps,
@@ -155,7 +103,7 @@ impl Device {
         endpoints: &[EndpointId],
     ) -> Result<Self, SetupError> {
         let limits = host.limits();
-        let page_size_mask = page_sizes(limits.page_size_mask, config.page_size_mask)?;
+        let page_size_mask = setup::page_sizes(limits.page_size_mask, config.page_size_mask)?;
         let input_range = limits.input_range.intersection(&config.input_range).ok_or_else(|| {
             SetupError::InputRange(format!(
                 "the input range {}-{} has no address of the host's {}-{}: choose another --input-range",
@@ -175,11 +123,14 @@ impl Device {
             endpoints: BTreeMap::new(),
             domains: BTreeMap::new(),
             mappings: 0,
+            pasids: 0,
             features: Features::empty(),
             // C9
             bypass: config.boot_bypass,
             driver_ready: false,
             connected: false,
+            bypass_owed: false,
+            detach_owed: false,
             memory: Vec::new(),
             joined: JoinedUnmaps::default(),
             properties: Vec::new(),
@@ -209,11 +160,11 @@ impl Device {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn book(&self) -> MutexGuard<'_, PageRequestBook> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.book.lock()
     }
 
     /// The device-specific feature bits to offer. The transport adds its own.
@@ -320,6 +271,7 @@ impl Device {
         self.counters.connections.increment();
         let mut state = self.state();
         state.connected = true;
+        self.book().connect(&*self.host, &self.counters);
         self.place_all_unattached(&mut state);
     }
 
@@ -332,7 +284,7 @@ impl Device {
         state.connected = false;
         self.system_reset_state(&mut state);
         state.features = Features::empty();
-        self.book().negotiate(Features::empty());
+        self.book().disconnect();
     }
 
     /// A device reset: no attachment, no domain, no group, no held event; `bypass` stays (I12, C10).
@@ -351,14 +303,15 @@ impl Device {
         self.reset_state(state);
     }
 
-    /// The queues stopped, perhaps for a pause: attachments and groups stay, events are held.
-    pub fn suspend(&self) {
-        self.book().set_suspended(true);
+    /// The queues stopped, perhaps for a pause: attachments and groups stay, events are held, and the time-outs of page
+    /// requests stand still. A reset ends it too.
+    pub fn suspend(&self, now: Instant) {
+        self.book().suspend(now);
     }
 
-    /// The queues run again.
-    pub fn resume(&self) {
-        self.book().set_suspended(false);
+    /// The queues run again. [`Device::service_events`] wants a call.
+    pub fn resume(&self, now: Instant) {
+        self.book().resume(now);
     }
 
     /// The driver is gone, and a reset follows when there is another one, or with the machine's. Until then nobody
@@ -418,46 +371,19 @@ impl Device {
         {
             let mut book = self.book();
             self.host.remove_endpoint(endpoint);
-            self.counters
-                .page_request_withdrawn
-                .add(book.remove_endpoint(endpoint));
+            let (groups, reports) = book.remove_endpoint(endpoint);
+            self.counters.page_request_withdrawn.add(groups);
+            self.counters.fault_reports_dropped.add(reports);
         }
-        for (_, membership) in gone.memberships() {
+        for (pasid, membership) in gone.memberships() {
+            state.pasids -= usize::from(pasid.is_some());
             self.leave(&mut state, membership.domain, endpoint);
         }
         Ok(())
-    }
-
-    /// A picture of the device.
-    pub fn status(&self) -> DeviceStatus {
-        status::picture(&self.state())
-    }
-
-    /// The mappings of a domain, ascending; `None` when there is no such domain.
-    pub fn mappings(&self, domain: DomainId) -> Option<Vec<MappingStatus>> {
-        status::mappings(self.state().domains.get(&domain)?)
     }
 
     /// What happened so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
-}
-
-/// The page sizes of the host that were also asked for.
-fn page_sizes(host: u64, asked: Option<u64>) -> Result<u64, SetupError> {
-    let mask = host & asked.unwrap_or(u64::MAX);
-    if mask == 0 {
-        return Err(SetupError::PageSizes(format!(
-            "no page size of --page-size-mask {:#x} is one of the host's {host:#x}",
-            asked.unwrap_or(u64::MAX)
-        )));
-    }
-    let granule = 1u64 << mask.trailing_zeros();
-    if granule < MIN_GRANULE {
-        return Err(SetupError::PageSizes(format!(
-            "the granule of --page-size-mask is {granule} bytes: the smallest supported is {MIN_GRANULE}"
-        )));
-    }
-    Ok(mask)
 }

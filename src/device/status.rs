@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Pictures of the device, for people and for the control socket.
 
+use parking_lot::MutexGuard;
 use serde::Serialize;
 
-use crate::device::State;
 use crate::device::domain::{Domain, DomainKind};
 use crate::device::endpoint::{Endpoint, Residence};
-use crate::host::mapping::Mapping;
+use crate::device::{Device, State};
+use crate::host::mapping::{IovaRange, Mapping};
 use crate::host::{Owner, PageRequests};
-use crate::spec::{DomainId, EndpointId, MapFlags};
+use crate::spec::{DomainId, EndpointId, Iova, MapFlags, Pasid};
 
 /// A picture of the device.
 #[derive(Clone, Debug, Serialize)]
@@ -89,18 +90,98 @@ pub struct MemoryStatus {
     pub error: Option<String>,
 }
 
-pub(super) fn picture(state: &State) -> DeviceStatus {
+impl Device {
+    /// A picture of the device. It is taken in pieces, between which requests go on: where a guest has many domains or
+    /// PASIDs, not all are of one moment. For those, [`Device::outline`] and the functions below take less memory.
+    pub fn status(&self) -> DeviceStatus {
+        let mut status = self.outline();
+        for endpoint in &mut status.endpoints {
+            endpoint.pasids = collect_pieces(
+                Pasid(0),
+                |from, at_most| {
+                    self.pasids_from(EndpointId(endpoint.id), from, at_most)
+                        .unwrap_or_default()
+                },
+                |last| last.pasid.checked_add(1).map(Pasid),
+            );
+        }
+        status.domains = collect_pieces(
+            DomainId(0),
+            |from, at_most| self.domains_from(from, at_most),
+            |last| last.id.checked_add(1).map(DomainId),
+        );
+        status
+    }
+
+    /// A picture of the device without domains and PASID attachments, of which a guest can make many.
+    pub fn outline(&self) -> DeviceStatus {
+        outline(&self.state())
+    }
+
+    /// The first `at_most` domains whose ID is `from` or more, ascending.
+    pub fn domains_from(&self, from: DomainId, at_most: usize) -> Vec<DomainStatus> {
+        let state = self.state();
+        let domains = domains_from(&state, from, at_most);
+        MutexGuard::unlock_fair(state);
+        domains
+    }
+
+    /// The first `at_most` attached PASIDs of an endpoint that are `from` or more, ascending; `None` when there is no
+    /// such endpoint.
+    pub fn pasids_from(
+        &self,
+        endpoint: EndpointId,
+        from: Pasid,
+        at_most: usize,
+    ) -> Option<Vec<PasidStatus>> {
+        let state = self.state();
+        let pasids = pasids_from(state.endpoints.get(&endpoint)?, from, at_most);
+        MutexGuard::unlock_fair(state);
+        Some(pasids)
+    }
+
+    /// The first `at_most` mappings of a domain that end at `from` or behind it, ascending; `None` when there is no such
+    /// domain. The next ones are behind the last address of the last of these.
+    pub fn mappings_from(
+        &self,
+        domain: DomainId,
+        from: Iova,
+        at_most: usize,
+    ) -> Option<Vec<MappingStatus>> {
+        let state = self.state();
+        let mappings = mappings_from(state.domains.get(&domain)?, from, at_most);
+        // A request that waits comes before the next piece.
+        MutexGuard::unlock_fair(state);
+        Some(mappings)
+    }
+
+    /// All mappings of a domain, ascending, taken in pieces; `None` when there is no such domain. That can be a million:
+    /// [`Device::mappings_from`] takes less memory.
+    pub fn mappings(&self, domain: DomainId) -> Option<Vec<MappingStatus>> {
+        self.mappings_from(domain, Iova(0), 0)?;
+        Some(collect_pieces(
+            Iova(0),
+            |from, at_most| {
+                self.mappings_from(domain, from, at_most)
+                    .unwrap_or_default()
+            },
+            |last| last.last.checked_add(1).map(Iova),
+        ))
+    }
+}
+
+/// How many domains, PASIDs or mappings are looked at before the state's lock is let go: a request waits for no more.
+const PIECE: usize = 1024;
+
+/// What there is few of: all but domains and PASID attachments.
+fn outline(state: &State) -> DeviceStatus {
     DeviceStatus {
         endpoints: state
             .endpoints
             .iter()
             .map(|(&id, endpoint)| endpoint_status(id, endpoint))
             .collect(),
-        domains: state
-            .domains
-            .iter()
-            .map(|(&id, domain)| domain_status(id, domain))
-            .collect(),
+        domains: Vec::new(),
         features: state
             .features
             .iter_names()
@@ -109,6 +190,45 @@ pub(super) fn picture(state: &State) -> DeviceStatus {
         connected: state.connected,
         memory: state.memory.clone(),
     }
+}
+
+fn domains_from(state: &State, from: DomainId, at_most: usize) -> Vec<DomainStatus> {
+    state
+        .domains
+        .range(from..)
+        .take(at_most)
+        .map(|(&id, domain)| domain_status(id, domain))
+        .collect()
+}
+
+fn pasids_from(endpoint: &Endpoint, from: Pasid, at_most: usize) -> Vec<PasidStatus> {
+    endpoint
+        .residence
+        .pasids_from(from)
+        .filter_map(|(pasid, residence)| {
+            Some(PasidStatus {
+                pasid: pasid.0,
+                domain: residence.membership()?.domain.0,
+            })
+        })
+        .take(at_most)
+        .collect()
+}
+
+/// Collects pieces, each of which begins at the key that `next` makes of the last one of the piece before.
+fn collect_pieces<T, K>(
+    first: K,
+    mut piece: impl FnMut(K, usize) -> Vec<T>,
+    next: impl Fn(&T) -> Option<K>,
+) -> Vec<T> {
+    let mut all = Vec::new();
+    let mut from = Some(first);
+    while let Some(first) = from {
+        let mut more = piece(first, PIECE);
+        from = more.last().filter(|_| more.len() == PIECE).and_then(&next);
+        all.append(&mut more);
+    }
+    all
 }
 
 fn endpoint_status(id: EndpointId, endpoint: &Endpoint) -> EndpointStatus {
@@ -121,15 +241,7 @@ fn endpoint_status(id: EndpointId, endpoint: &Endpoint) -> EndpointStatus {
         id: id.0,
         state,
         domain: membership.map(|membership| membership.domain.0),
-        pasids: endpoint
-            .memberships()
-            .filter_map(|(pasid, membership)| {
-                Some(PasidStatus {
-                    pasid: pasid?.0,
-                    domain: membership.domain.0,
-                })
-            })
-            .collect(),
+        pasids: Vec::new(),
         page_requests: membership
             .is_some_and(|membership| membership.page_requests == PageRequests::Reported),
     }
@@ -159,12 +271,17 @@ fn domain_status(id: DomainId, domain: &Domain) -> DomainStatus {
     }
 }
 
-pub(super) fn mappings(domain: &Domain) -> Option<Vec<MappingStatus>> {
-    let mappings = match &domain.kind {
-        DomainKind::Bypass => Vec::new(),
-        DomainKind::Paging(paging) => paging.read().iter().map(mapping_status).collect(),
+fn mappings_from(domain: &Domain, from: Iova, at_most: usize) -> Vec<MappingStatus> {
+    let DomainKind::Paging(paging) = &domain.kind else {
+        return Vec::new();
     };
-    Some(mappings)
+    let range = IovaRange {
+        first: from,
+        last: Iova(u64::MAX),
+    };
+    let table = paging.read();
+    let mappings = table.overlapping(range).take(at_most);
+    mappings.map(mapping_status).collect()
 }
 
 fn mapping_status(mapping: Mapping) -> MappingStatus {

@@ -121,6 +121,7 @@ impl Run {
         let mut features = Features::all();
         features.set(Features::PAGE_REQUEST, flags & 2 == 0);
         features.set(Features::PASID, flags & 4 == 0);
+        device.connect();
         device.negotiate(features.bits());
         Some(Self {
             memory,
@@ -173,8 +174,8 @@ impl Run {
                     let _ = port.page_request(requester.pasid, pages.collect());
                 }
             }
-            5 => self.device.suspend(),
-            6 => self.device.resume(),
+            5 => self.device.suspend(self.now),
+            6 => self.device.resume(self.now),
             7 => self.device.reset(),
             _ => self.device.write_config(36, &[input.u8()? % 3]),
         }

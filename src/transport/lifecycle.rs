@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -62,7 +63,7 @@ impl Lifecycle {
             NextDriver::AfterReset => {}
             NextDriver::AfterEnd => device.reset(),
             NextDriver::Undecided => match stopped {
-                Some(stopped) if continues(stopped, queue, memory) => device.resume(),
+                Some(stopped) if continues(stopped, queue, memory) => device.resume(Instant::now()),
                 Some(_) => device.reset(),
                 // The first start of a connection finds the device as new.
                 None => {}
@@ -82,7 +83,7 @@ impl Lifecycle {
         self.started(starts, queue, memory, device);
         if starts != 0 {
             self.stopped = Some(Position::of(queue));
-            device.suspend();
+            device.suspend(Instant::now());
             self.driver_life.queues_stopped();
         }
     }

@@ -24,6 +24,7 @@ const BLOCKED: DeviceConfig = DeviceConfig {
     reserved_regions: Vec::new(),
     max_mappings: 1 << 20,
     max_domains: 1 << 16,
+    max_pasids: 1 << 16,
     max_page_requests: 4096,
     page_response_timeout: None,
 };

@@ -286,7 +286,7 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "N",
-        default_value_t = 1 << 20,
+        default_value_t = DeviceConfig::MAX_MAPPINGS,
         value_parser = clap::value_parser!(u32).range(1..),
         help_heading = "Limits"
     )]
@@ -295,16 +295,25 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "N",
-        default_value_t = 1 << 16,
+        default_value_t = DeviceConfig::MAX_DOMAINS,
         value_parser = clap::value_parser!(u32).range(1..),
         help_heading = "Limits"
     )]
     pub max_domains: u32,
+    /// The most PASID attachments, over all endpoints; ATTACH is answered NOMEM beyond
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = DeviceConfig::MAX_PASIDS,
+        value_parser = clap::value_parser!(u32).range(0..),
+        help_heading = "Limits"
+    )]
+    pub max_pasids: u32,
     /// The most page-request groups that wait for the guest; more are refused
     #[arg(
         long,
         value_name = "N",
-        default_value_t = 4096,
+        default_value_t = DeviceConfig::MAX_PAGE_REQUESTS,
         value_parser = clap::value_parser!(u32).range(1..=65536),
         help_heading = "Limits"
     )]
@@ -313,7 +322,7 @@ pub struct ServeArgs {
     #[arg(
         long,
         value_name = "SECONDS",
-        default_value = "10",
+        default_value_t = DeviceConfig::PAGE_RESPONSE_TIMEOUT as f64,
         value_parser = values::timeout,
         help_heading = "Limits"
     )]
@@ -540,6 +549,7 @@ impl ServeArgs {
             reserved_regions: self.reserved_regions.clone(),
             max_mappings: self.max_mappings as usize,
             max_domains: self.max_domains as usize,
+            max_pasids: self.max_pasids as usize,
             max_page_requests: self.max_page_requests as usize,
             page_response_timeout: values::timeout_duration(self.page_response_timeout),
         }

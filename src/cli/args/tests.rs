@@ -32,6 +32,7 @@ fn a_socket_and_an_endpoint_are_enough() {
     assert_eq!(config.domain_range, default.domain_range);
     assert_eq!(config.max_mappings, default.max_mappings);
     assert_eq!(config.max_domains, default.max_domains);
+    assert_eq!(config.max_pasids, default.max_pasids);
     assert_eq!(config.max_page_requests, default.max_page_requests);
     assert_eq!(config.page_response_timeout, default.page_response_timeout);
 }
@@ -41,7 +42,7 @@ fn every_option_reaches_the_device() {
     let args = parse(
         "--fd 3 --endpoint 1 --boot-bypass off --reserved-region 0x1000:0x1fff:0 \
          --page-size-mask 0x1000 --input-range 0:0xffff --domain-range 1:9 --max-mappings 10 \
-         --max-domains 11 --max-page-requests 12 --page-response-timeout 0.25",
+         --max-domains 11 --max-pasids 13 --max-page-requests 12 --page-response-timeout 0.25",
     )
     .expect("valid");
     let config = args.serve.device_config();
@@ -54,9 +55,10 @@ fn every_option_reaches_the_device() {
         (
             config.max_mappings,
             config.max_domains,
+            config.max_pasids,
             config.max_page_requests
         ),
-        (10, 11, 12)
+        (10, 11, 13, 12)
     );
     let quarter = Some(Duration::from_millis(250));
     assert_eq!(config.page_response_timeout, quarter);
@@ -179,6 +181,7 @@ fn the_help_names_every_option_and_an_example() {
         "--domain-range",
         "--max-mappings",
         "--max-domains",
+        "--max-pasids",
         "--max-page-requests",
         "--page-response-timeout",
         "--poll-us",

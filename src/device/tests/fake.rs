@@ -21,6 +21,7 @@ pub enum Call {
     CreateDomain,
     AttachDomain,
     AttachBypass,
+    Block,
     Map,
     Unmap,
     Respond,
@@ -128,6 +129,12 @@ impl FakeHost {
             .unwrap()
             .queue
             .push_back(HostEvent::Fault(fault));
+    }
+
+    /// Faults that there was no room for.
+    pub fn dropped(&self, count: u64) {
+        let event = HostEvent::FaultsDropped(count);
+        self.inner.lock().unwrap().queue.push_back(event);
     }
 
     /// What was answered since the last time, by the device or by the host itself.
@@ -241,7 +248,7 @@ impl Host for FakeHost {
     fn attach(&self, requester: Requester, to: Attachment) -> Result<(), HostError> {
         let mut inner = self.inner.lock().unwrap();
         match to {
-            Attachment::Blocked => {}
+            Attachment::Blocked => inner.check(Call::Block)?,
             Attachment::Bypass => inner.check(Call::AttachBypass)?,
             Attachment::Domain { domain, .. } => {
                 assert!(inner.domains.contains_key(&domain));

@@ -4,6 +4,7 @@
 mod attach;
 mod bypass;
 mod config;
+mod connection;
 mod fake;
 mod map_unmap;
 mod memory;
@@ -12,6 +13,7 @@ mod page_requests;
 mod pasid;
 mod probe;
 mod requests;
+mod time_out;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,11 +58,12 @@ impl Bench {
         Self::with(DeviceConfig::default(), FakeHost::new(&[1, 2, 3]))
     }
 
-    /// All features negotiated.
+    /// A front-end is connected, and all features are negotiated.
     pub fn with(config: DeviceConfig, host: FakeHost) -> Self {
         let host = Arc::new(host);
         let endpoints = host.endpoint_ids();
         let device = Device::new(config, host.clone(), &endpoints).expect("device");
+        device.connect();
         device.negotiate(device.offered_features().bits());
         Self {
             device,

@@ -2,29 +2,28 @@
 //! Page requests: `virtio-spec/`, statement by statement.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use super::fake::{Call, FakeHost, FakeQueue};
 use super::*;
 use crate::device::events::MAX_REPORTS;
-use crate::host::{Answer, Attachment, Cookie, Fault, PageRequests};
+use crate::host::{Answer, Attachment, Fault, PageRequests};
 use crate::spec::Reason;
 
 const R: EventFlags = EventFlags::READ;
 const W: EventFlags = EventFlags::WRITE;
 
 /// Endpoint 1 in domain 7 with PAGE_REQUEST.
-fn attached() -> Bench {
+pub(super) fn attached() -> Bench {
     configured(DeviceConfig::default())
 }
 
-fn configured(config: DeviceConfig) -> Bench {
+pub(super) fn configured(config: DeviceConfig) -> Bench {
     let bench = Bench::with(config, FakeHost::new(&[1, 2, 3]));
     assert_eq!(bench.attach_with(7, 1, PAGE_REQUEST), Status::Ok);
     bench
 }
 
-fn groups_of(events: &[Vec<u8>]) -> Vec<(u32, u16)> {
+pub(super) fn groups_of(events: &[Vec<u8>]) -> Vec<(u32, u16)> {
     events
         .iter()
         .map(|bytes| event(bytes))
@@ -135,7 +134,7 @@ fn a_group_waits_until_all_of_it_fits__x48() {
 }
 
 #[test]
-fn groups_of_an_endpoint_keep_their_order_and_hold_up_nobody_else__x45_x49_x50() {
+pub(super) fn groups_of_an_endpoint_keep_their_order_and_hold_up_nobody_else__x45_x49_x50() {
     let bench = attached();
     bench.attach_with(8, 2, PAGE_REQUEST);
     let mut queue = FakeQueue::new(3);
@@ -449,7 +448,7 @@ fn response_failure_turns_page_requests_off_until_attached_again__x15_x70_x71() 
 fn translations_outlive_the_driver_and_page_requests_do_not() {
     let bench = attached();
     bench.map(7, 0, 0xfff, 0x8000, RW);
-    bench.device.suspend();
+    bench.device.suspend(bench.now);
     bench.device.end_driver();
     assert_eq!(bench.translate(1, 0, true), Some(0x8000));
     let late = bench.host.raise(requester(1), &[page(0x1000, R)]);
@@ -474,61 +473,6 @@ fn response_failure_is_kept_even_when_the_host_cannot_move_the_endpoint__x70() {
     let late = bench.host.raise(requester(1), &[page(0, R)]);
     bench.service(&mut queue);
     assert_eq!(bench.host.answers(), [(late, Answer::Invalid)]);
-}
-
-#[test]
-fn an_unanswered_group_is_answered_when_its_time_is_up__x53() {
-    let mut bench = attached();
-    let mut queue = FakeQueue::new(1);
-    let delivered = bench.host.raise(requester(1), &[page(0, R)]);
-    let held = bench.host.raise(requester(1), &[page(0, R)]);
-    let deadline = bench.service(&mut queue).expect("a deadline");
-    assert_eq!(deadline, bench.now + Duration::from_secs(10));
-    let (_, group) = groups_of(&queue.take())[0];
-    bench.later(9);
-    assert_eq!(bench.service(&mut queue), Some(deadline));
-    assert_eq!(bench.host.answers(), []);
-    bench.later(1);
-    assert_eq!(bench.service(&mut queue), None);
-    assert_eq!(
-        bench.host.answers(),
-        [(delivered, Answer::Invalid), (held, Answer::Invalid)]
-    );
-    assert_eq!(bench.respond(1, group, 0), Status::NoEnt);
-    assert_eq!(bench.device.counters().page_request_timeouts.get(), 2);
-}
-
-#[test]
-fn without_a_time_out_a_group_waits_for_ever__x48_x53() {
-    let config = DeviceConfig {
-        page_response_timeout: None,
-        ..DeviceConfig::default()
-    };
-    let mut bench = configured(config);
-    let mut queue = FakeQueue::new(1);
-    bench.host.raise(requester(1), &[page(0, R)]);
-    assert_eq!(bench.service(&mut queue), None);
-    bench.later(1_000_000);
-    bench.service(&mut queue);
-    assert_eq!(bench.host.answers(), []);
-}
-
-#[test]
-fn time_runs_while_suspended_and_events_are_held__x53() {
-    let mut bench = attached();
-    let mut queue = FakeQueue::new(4);
-    bench.device.suspend();
-    let cookie = bench.host.raise(requester(1), &[page(0, R)]);
-    bench.service(&mut queue);
-    assert_eq!(queue.take().len(), 0);
-    bench.later(5);
-    bench.device.resume();
-    bench.service(&mut queue);
-    assert_eq!(queue.take().len(), 1);
-    bench.device.suspend();
-    bench.later(5);
-    bench.service_without_queue();
-    assert_eq!(bench.host.answers(), [(cookie, Answer::Invalid)]);
 }
 
 #[test]
@@ -637,21 +581,6 @@ fn a_group_whose_host_call_fails_stays_outstanding__x67() {
     bench.host.fail(None);
     assert_eq!(bench.respond(1, group, 0), Status::Ok);
     assert_eq!(bench.host.answers(), [(cookie, Answer::Success)]);
-}
-
-#[test]
-fn deadlines_of_answered_groups_do_not_pile_up() {
-    let bench = attached();
-    let rounds = if cfg!(miri) { 100 } else { 10_000 };
-    let mut queue = FakeQueue::new(rounds);
-    for _ in 0..rounds {
-        let cookie: Cookie = bench.host.raise(requester(1), &[page(0, R)]);
-        bench.service(&mut queue);
-        let (_, id) = groups_of(&queue.take())[0];
-        bench.respond(1, id, 0);
-        assert_eq!(bench.host.answers(), [(cookie, Answer::Success)]);
-    }
-    assert!(bench.device.book().deadlines_kept() < 100);
 }
 
 #[test]

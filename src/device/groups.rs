@@ -4,6 +4,7 @@
 //! Every list loses a group when the group goes, so what is kept is what waits; and each step costs no more than the
 //! logarithm of that.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use crate::spec::{EndpointId, GroupId, Pasid};
 /// A group's number: ascending in the order of arrival, and never used twice.
 type Serial = u64;
 
-struct Entry {
+struct Waiting {
     group: PageRequestGroup,
     /// Ascending with the serials. `None`: the group waits for ever.
     deadline: Option<Instant>,
@@ -37,7 +38,7 @@ pub(super) struct Groups {
     /// Since when no time passes for them; `None` while it does.
     stopped_since: Option<Instant>,
     next_serial: Serial,
-    entries: BTreeMap<Serial, Entry>,
+    entries: BTreeMap<Serial, Waiting>,
     by_requester: BTreeSet<(Requester, Serial)>,
     /// Of endpoints that have any.
     held: BTreeMap<EndpointId, BTreeSet<Serial>>,
@@ -111,7 +112,7 @@ impl Groups {
             .insert(serial);
         self.entries.insert(
             serial,
-            Entry {
+            Waiting {
                 group,
                 deadline,
                 id: None,
@@ -237,7 +238,7 @@ impl Groups {
     }
 
     fn take(&mut self, serial: Serial) -> Option<PageRequestGroup> {
-        let Entry { group, id, .. } = self.entries.remove(&serial)?;
+        let Waiting { group, id, .. } = self.entries.remove(&serial)?;
         self.by_requester.remove(&(group.requester, serial));
         let endpoint = group.requester.endpoint;
         match id {
@@ -278,8 +279,8 @@ impl Ids {
         loop {
             let id = GroupId(self.next);
             self.next = self.next.wrapping_add(1);
-            if !self.outstanding.contains_key(&id) {
-                self.outstanding.insert(id, serial);
+            if let Entry::Vacant(unused) = self.outstanding.entry(id) {
+                unused.insert(serial);
                 return Some(id);
             }
         }

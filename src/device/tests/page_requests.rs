@@ -134,7 +134,7 @@ fn a_group_waits_until_all_of_it_fits__x48() {
 }
 
 #[test]
-pub(super) fn groups_of_an_endpoint_keep_their_order_and_hold_up_nobody_else__x45_x49_x50() {
+fn groups_of_an_endpoint_keep_their_order_and_hold_up_nobody_else__x45_x49_x50() {
     let bench = attached();
     bench.attach_with(8, 2, PAGE_REQUEST);
     let mut queue = FakeQueue::new(3);

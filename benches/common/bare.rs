@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use epoll::{ControlOptions, Event, Events};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::figure::median;
 use super::hops::{Bare, OUTSTANDING};
@@ -37,17 +37,17 @@ struct Loop {
 impl Loop {
     fn run(&self, queue: &impl Queue) {
         pin::to(pin::DEVICE);
-        let set = epoll::create(true).expect("an epoll set");
-        let readable = Event::new(Events::EPOLLIN, 0);
-        epoll::ctl(set, ControlOptions::EPOLL_CTL_ADD, queue.fd(), readable).expect("a descriptor");
+        let set = Epoll::new().expect("an epoll set");
+        let readable = EpollEvent::new(EventSet::IN, 0);
+        set.ctl(ControlOperation::Add, queue.fd(), readable)
+            .expect("a descriptor");
         while !self.stop.load(Ordering::Acquire) {
-            epoll::wait(set, -1, &mut [readable]).expect("an event");
+            set.wait(-1, &mut [readable]).expect("an event");
             self.woken.set();
             let served = queue.serve();
             self.answered_at.set();
             self.answered.fetch_add(served, Ordering::AcqRel);
         }
-        epoll::close(set).expect("an epoll set");
     }
 
     fn wait_for(&self, answered: usize) {

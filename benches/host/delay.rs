@@ -4,7 +4,7 @@
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use epoll::{ControlOptions, Event, Events};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use vhost_device_iommu::spec::EVENT_LEN;
 
@@ -96,17 +96,11 @@ fn page_request(program: &Program, guest: &mut Guest) -> f64 {
     events.want_interrupts(true);
     let start = Instant::now();
     program.page_request(OTHER, kernel::READ, IOVA);
-    let interrupt = Event::new(Events::EPOLLIN, 0);
-    let set = epoll::create(true).expect("an epoll set");
-    epoll::ctl(
-        set,
-        ControlOptions::EPOLL_CTL_ADD,
-        events.call.as_raw_fd(),
-        interrupt,
-    )
-    .expect("the interrupt's descriptor");
-    epoll::wait(set, -1, &mut [interrupt]).expect("an interrupt");
-    epoll::close(set).expect("an epoll set");
+    let interrupt = EpollEvent::new(EventSet::IN, 0);
+    let set = Epoll::new().expect("an epoll set");
+    set.ctl(ControlOperation::Add, events.call.as_raw_fd(), interrupt)
+        .expect("the interrupt's descriptor");
+    set.wait(-1, &mut [interrupt]).expect("an interrupt");
     assert!(events.interrupted());
     let event = guest.page_request();
     assert_eq!(event.endpoint.get(), OTHER);

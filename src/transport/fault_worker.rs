@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The fault worker: carries what the host raises to the event queue, on a thread and a loop of its own.
 //!
-//! It lives as long as [`super::serve`], connected or not: what nobody can take is answered all the same.
+//! It lives as long as [`super::serve`], connected or not: page requests that no driver can take are answered all the same.
+//! Its twin for the request queue is `request_worker`.
 
+use std::io;
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
-use vhost_user_backend::ShutdownHandle;
+use parking_lot::Mutex;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -17,15 +19,16 @@ use crate::device::Device;
 use crate::device::events::EventQueue;
 use crate::host::Host;
 use crate::os::poller::Poller;
+use crate::os::thread::Thread;
 use crate::transport::event_queue::EventRing;
 #[cfg(odd_bits)]
 use crate::transport::odd_bits::OddEvents;
 use crate::transport::ring::{Ring, RingError};
-use crate::transport::vring::Vring;
+use crate::transport::vring::{State, Vring};
 use crate::transport::{Memory, TransportError, new_event};
 
 const WAKE: u64 = 0;
-const STOP: u64 = 1;
+const KICK: u64 = 1;
 const HOST: u64 = 2;
 
 /// How often the event queue is looked at again because buffers came meanwhile, before anything else has its turn.
@@ -34,67 +37,88 @@ const LOOKS: usize = 16;
 /// The thread; ends when dropped.
 pub(super) struct FaultWorker {
     shared: Arc<FaultShared>,
-    thread: Option<JoinHandle<()>>,
+    poller: Arc<Poller>,
+    thread: Option<Thread<()>>,
 }
 
-/// What others tell the fault worker.
+/// What other threads tell the fault worker.
 pub(super) struct FaultShared {
     device: Arc<Device>,
     memory: Memory,
+    /// The event queue of the connection.
+    vring: Mutex<Option<Vring>>,
     wake: EventFd,
     exit: AtomicBool,
-    /// The event queue of the connection, once it was started.
-    vring: Mutex<Option<Vring>>,
-    connection: Mutex<Connection>,
-}
-
-#[derive(Default)]
-struct Connection {
-    shutdown: Option<ShutdownHandle>,
-    stopping: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl FaultWorker {
+    /// Starts the worker.
+    ///
+    /// # Errors
+    /// A descriptor or the thread cannot be made.
     pub fn start(
         device: Arc<Device>,
         host: &dyn Host,
         memory: Memory,
-        stop: &EventFd,
     ) -> Result<Self, TransportError> {
+        let poller = Arc::new(Poller::new().map_err(TransportError::Descriptor)?);
         let shared = Arc::new(FaultShared {
             device,
             memory,
-            wake: new_event()?,
-            exit: AtomicBool::new(false),
             vring: Mutex::default(),
-            connection: Mutex::default(),
+            wake: new_event().map_err(TransportError::Descriptor)?,
+            exit: AtomicBool::new(false),
         });
-        let stop = stop.try_clone().map_err(TransportError::Descriptor)?;
-        let poller = Poller::new().map_err(TransportError::Descriptor)?;
         poller
             .add(shared.wake.as_raw_fd(), WAKE)
-            .and_then(|()| poller.add(stop.as_raw_fd(), STOP))
             .map_err(TransportError::Descriptor)?;
         for fd in host.event_fds() {
             poller.add(fd, HOST).map_err(TransportError::Descriptor)?;
         }
-        let worker = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("fault worker".into())
-            .spawn(move || worker.run(&poller, &stop))
+        let (worker, waiting) = (Arc::clone(&shared), Arc::clone(&poller));
+        let thread = Thread::spawn("fault worker", move || worker.run(&waiting))
             .map_err(TransportError::Thread)?;
         Ok(Self {
             shared,
+            poller,
             thread: Some(thread),
         })
     }
 
     pub fn shared(&self) -> &Arc<FaultShared> {
         &self.shared
+    }
+
+    /// An event queue for a connection. It is served from [`FaultWorker::set_vring`] on.
+    ///
+    /// # Errors
+    /// See [`Vring::new`].
+    pub fn new_vring(&self) -> io::Result<Vring> {
+        Vring::new(Arc::clone(&self.poller), KICK)
+    }
+
+    /// Serves this event queue from now on.
+    pub fn set_vring(&self, vring: Vring) {
+        *self.shared.vring.lock() = Some(vring);
+        self.shared.wake();
+    }
+
+    /// The connection ends: waits until the worker has let go of its event queue.
+    pub fn forget_vring(&self) {
+        let Some(vring) = self.shared.vring.lock().take() else {
+            return;
+        };
+        vring.close();
+        while !vring.is_free_soon() {
+            self.interrupt();
+        }
+    }
+
+    /// Interrupts what the worker waits for.
+    pub fn interrupt(&self) {
+        if let Some(thread) = &self.thread {
+            thread.interrupt();
+        }
     }
 }
 
@@ -117,87 +141,71 @@ impl FaultShared {
         let _ = self.wake.write(1);
     }
 
-    /// The event queue runs, or stopped running, or has buffers.
-    pub fn set_vring(&self, vring: Option<&Vring>) {
-        *lock(&self.vring) = vring.cloned();
-        self.wake();
-    }
-
-    /// The connection to end when the process is told to stop.
-    pub fn set_connection(&self, shutdown: Option<ShutdownHandle>) {
-        let mut connection = lock(&self.connection);
-        connection.shutdown = shutdown;
-        connection.end_if_stopping();
-    }
-
-    fn run(&self, poller: &Poller, stop: &EventFd) {
-        let mut broken_at = None;
+    fn run(&self, poller: &Poller) {
         let mut deadline = None;
         while !self.exit.load(Ordering::Acquire) {
-            let waited = poller.wait(deadline, |token| match token {
-                WAKE => {
+            let waited = poller.wait(deadline, |token| {
+                if token == WAKE {
                     let _ = self.wake.read();
                 }
-                STOP => {
-                    // It stays readable for the others who watch it.
-                    poller.remove(stop);
-                    let mut connection = lock(&self.connection);
-                    connection.stopping = true;
-                    connection.end_if_stopping();
-                }
-                _ => {}
             });
             if let Err(error) = waited {
                 log::error!("the fault worker cannot wait for events: {error}");
                 return;
             }
-            deadline = self.service(&mut broken_at);
+            // Other connections need it: a panic costs the queue that it served.
+            deadline = catch_unwind(AssertUnwindSafe(|| self.service())).unwrap_or_else(|_| {
+                log::error!("the fault worker has panicked, and leaves this connection's events");
+                *self.vring.lock() = None;
+                None
+            });
         }
     }
 
-    /// `broken_at`: the state of the vring when it was found broken; until the front-end changes it, it is left
-    /// alone.
-    fn service(&self, broken_at: &mut Option<u32>) -> Option<Instant> {
-        let vring = lock(&self.vring).clone();
-        let Some(vring) = vring else {
-            return self.device.service_events(None, Instant::now());
-        };
-        vring.stand_back();
-        let mut state = vring.serve();
-        let runs = state.is_enabled() && virtio_queue::QueueT::ready(state.get_queue());
-        if !runs || *broken_at == Some(vring.changes()) {
-            drop(state);
-            return self.device.service_events(None, Instant::now());
+    /// Returns when to call again at the latest.
+    fn service(&self) -> Option<Instant> {
+        let vring = self.vring.lock().clone();
+        let served = vring.and_then(|vring| {
+            vring.stand_back();
+            let mut state = vring.serve();
+            self.serve_queue(&vring, &mut state)
+        });
+        // Without a queue that takes them, events are held or answered.
+        served.unwrap_or_else(|| self.device.service_events(None, Instant::now()))
+    }
+
+    /// `None` if the queue cannot be served; else when to call again at the latest.
+    fn serve_queue(&self, vring: &Vring, state: &mut State) -> Option<Option<Instant>> {
+        if !state.runs() || state.broken || vring.is_closed() {
+            return None;
         }
-        *broken_at = None;
+        // Let go of before the vring is.
         let memory = self.memory.memory();
         let mut deadline = None;
-        let notify = || {
-            if let Err(error) = state.signal_used_queue() {
-                log::debug!("the driver cannot be notified of events: {error}");
-            }
-        };
-        let served = Ring::new(&memory, state.get_queue()).and_then(|mut ring| {
-            let served = self.serve(&mut ring, &mut deadline, notify);
-            Ok((ring.saved(), served?))
+        let notify = || vring.notify(state);
+        let served = Ring::new(&memory, &state.queue)
+            .map(|mut ring| (self.serve(&mut ring, &mut deadline, notify), ring.saved()));
+        let served = served.and_then(|(served, saved)| {
+            saved.restore(&mut state.queue);
+            served
         });
         match served {
-            Ok((saved, again)) => {
-                saved.restore(state.get_queue_mut());
+            Ok(again) => {
                 if again {
                     self.wake();
                 }
+                Some(deadline)
             }
             Err(error) => {
-                *broken_at = Some(vring.changes());
-                drop(state);
+                state.broken = true;
                 if self.device.counters().rings_broken.increment_and_log() {
-                    log::warn!("the event queue is left alone until it is started again: {error}");
+                    log::warn!(
+                        "the event queue is left alone until memory, queue or driver change: {error}"
+                    );
                 }
-                deadline = self.device.service_events(None, Instant::now());
+                None
             }
         }
-        deadline
     }
 
     /// Whether there is more to do at once.
@@ -226,15 +234,5 @@ impl FaultShared {
             }
         }
         Ok(true)
-    }
-}
-
-impl Connection {
-    fn end_if_stopping(&self) {
-        if self.stopping
-            && let Some(shutdown) = &self.shutdown
-        {
-            shutdown.shutdown();
-        }
     }
 }

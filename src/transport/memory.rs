@@ -1,15 +1,243 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Guest memory comes as a whole new map each time; the device wants to know what is different.
+//! The guest memory that the front-end shares.
+//!
+//! Messages bring a table of all regions, one region more, or one less. The workers see a whole map, which is replaced; the
+//! device is told of the differences.
 
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::ops::Deref;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
+use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
 };
 
 use crate::host::MemoryRegion;
+use crate::os::inherited;
 use crate::spec::Gpa;
+use crate::transport::Memory;
+
+/// Why the front-end's memory is refused. The connection ends then.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MemoryRefused {
+    /// A region is longer than its file. An access beyond the end of the file would end this process (SIGBUS).
+    #[error(
+        "guest memory at {gpa:#x} ends at {end:#x} in a file of {length:#x} bytes: make the file longer, or the region \
+         shorter"
+    )]
+    BeyondFile { gpa: u64, end: u64, length: u64 },
+    /// A file cannot be looked at or mapped.
+    #[error("guest memory at {gpa:#x} cannot be mapped: {error}")]
+    Unmappable { gpa: u64, error: String },
+    /// Regions overlap, or a region to remove is not there.
+    #[error("the table of guest memory is refused: {0}")]
+    Table(String),
+    /// A ring is not in shared memory.
+    #[error(
+        "the front-end shares no guest memory: give QEMU's guest a memory backend with share=on (-object \
+         memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem)"
+    )]
+    NoMemory,
+    /// A ring is not in shared memory.
+    #[error(
+        "a ring of queue {queue} (front-end address {address:#x}) is in memory that the front-end does not share; it \
+         shares the guest-physical addresses {shared}. All of guest memory must be shared: each memory backend of QEMU \
+         needs share=on"
+    )]
+    PrivateRing {
+        queue: u32,
+        address: u64,
+        shared: String,
+    },
+}
+
+/// Guest memory, as messages change it.
+pub(super) struct SharedMemory {
+    /// What the workers see.
+    map: Memory,
+    areas: Vec<Area>,
+    known: Regions,
+    truncation_logged: bool,
+}
+
+/// Where the front-end has a region mapped: it names the addresses of rings by that.
+struct Area {
+    user_address: u64,
+    gpa: u64,
+    length: u64,
+}
+
+impl Area {
+    fn new(region: &VhostUserMemoryRegion) -> Self {
+        Self {
+            user_address: region.user_addr,
+            gpa: region.guest_phys_addr,
+            length: region.memory_size,
+        }
+    }
+}
+
+impl SharedMemory {
+    pub fn new(map: Memory) -> Self {
+        Self {
+            map,
+            areas: Vec::new(),
+            known: Regions::default(),
+            truncation_logged: false,
+        }
+    }
+
+    /// The map that the workers see.
+    pub fn map(&self) -> impl Deref<Target = GuestMemoryMmap> + use<> {
+        self.map.memory()
+    }
+
+    /// Takes a table of all regions.
+    ///
+    /// # Errors
+    /// A region is refused, and nothing has changed.
+    pub fn set(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+    ) -> Result<(), MemoryRefused> {
+        let mut mapped = regions
+            .iter()
+            .zip(files)
+            .map(|(region, file)| map_region(region, file))
+            .collect::<Result<Vec<_>, _>>()?;
+        mapped.sort_by_key(|region| region.start_addr());
+        let map = GuestMemoryMmap::from_regions(mapped).map_err(table)?;
+        self.replace(map);
+        self.areas = regions.iter().map(Area::new).collect();
+        Ok(())
+    }
+
+    /// Takes one region more.
+    ///
+    /// # Errors
+    /// It is refused, and nothing has changed.
+    pub fn add(&mut self, region: &VhostUserMemoryRegion, file: File) -> Result<(), MemoryRefused> {
+        let mapped = Arc::new(map_region(region, file)?);
+        let map = self.map.memory().insert_region(mapped).map_err(table)?;
+        self.replace(map);
+        self.areas.push(Area::new(region));
+        Ok(())
+    }
+
+    /// Gives a region up.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn remove(&mut self, region: &VhostUserMemoryRegion) -> Result<(), MemoryRefused> {
+        let gpa = region.guest_phys_addr;
+        let (map, _) = self
+            .map
+            .memory()
+            .remove_region(GuestAddress(gpa), region.memory_size)
+            .map_err(table)?;
+        self.replace(map);
+        self.areas.retain(|area| area.gpa != gpa);
+        Ok(())
+    }
+
+    /// Gives all memory up.
+    pub fn clear(&mut self) {
+        self.replace(GuestMemoryMmap::new());
+        self.areas.clear();
+    }
+
+    fn replace(&self, map: GuestMemoryMmap) {
+        match self.map.lock() {
+            Ok(guard) => guard.replace(map),
+            Err(poisoned) => poisoned.into_inner().replace(map),
+        }
+    }
+
+    /// What has changed since the last call.
+    pub fn difference(&mut self) -> Difference {
+        let difference = self.known.update(&self.map.memory());
+        self.warn_of_truncation(&difference.added);
+        difference
+    }
+
+    /// The guest-physical address of a part of a queue's ring.
+    ///
+    /// # Errors
+    /// It is in no region.
+    pub fn ring_address(&self, queue: u32, address: u64) -> Result<u64, MemoryRefused> {
+        let inside = |area: &Area| {
+            let offset = address.checked_sub(area.user_address)?;
+            (offset < area.length).then(|| area.gpa + offset)
+        };
+        if let Some(gpa) = self.areas.iter().find_map(inside) {
+            return Ok(gpa);
+        }
+        if self.areas.is_empty() {
+            return Err(MemoryRefused::NoMemory);
+        }
+        let shared: Vec<_> = self
+            .areas
+            .iter()
+            .map(|area| format!("{:#x}-{:#x}", area.gpa, area.gpa + (area.length - 1)))
+            .collect();
+        Err(MemoryRefused::PrivateRing {
+            queue,
+            address,
+            shared: shared.join(", "),
+        })
+    }
+
+    /// Says, once a connection, what a front-end that truncates its memory would do to this process.
+    fn warn_of_truncation(&mut self, added: &[MemoryRegion]) {
+        let open = |region: &&MemoryRegion| {
+            let file = region.file.as_ref();
+            file.is_some_and(|(file, _)| inherited::can_shrink(file))
+        };
+        if let Some(region) = added.iter().find(open)
+            && !std::mem::replace(&mut self.truncation_logged, true)
+        {
+            log::warn!(
+                "guest memory at {} is a file that can be truncated, which would end this process (SIGBUS): seal it \
+                 against that, as QEMU's memory-backend-memfd does",
+                region.gpa
+            );
+        }
+    }
+}
+
+fn table(error: impl ToString) -> MemoryRefused {
+    MemoryRefused::Table(error.to_string())
+}
+
+/// Maps a region. vm-memory 0.18 does not compare it with the length of its file.
+fn map_region(
+    region: &VhostUserMemoryRegion,
+    file: File,
+) -> Result<GuestRegionMmap, MemoryRefused> {
+    let gpa = region.guest_phys_addr;
+    let unmappable = |error: String| MemoryRefused::Unmappable { gpa, error };
+    let metadata = file
+        .metadata()
+        .map_err(|error| unmappable(error.to_string()))?;
+    let end = region.mmap_offset.saturating_add(region.memory_size);
+    // A device, such as /dev/dax0.0, has no length.
+    if !metadata.file_type().is_char_device() && end > metadata.len() {
+        return Err(MemoryRefused::BeyondFile {
+            gpa,
+            end,
+            length: metadata.len(),
+        });
+    }
+    let mapped = region
+        .mmap_region(file)
+        .map_err(|error| unmappable(error.to_string()))?;
+    GuestRegionMmap::new(mapped, GuestAddress(gpa))
+        .ok_or_else(|| unmappable("its end is beyond the last address".into()))
+}
 
 /// What makes two regions the same memory. Not the descriptor's number, nor where we have it mapped: a front-end
 /// sends both anew with every map.
@@ -30,29 +258,29 @@ struct Known {
 
 /// The regions that the device knows.
 #[derive(Default)]
-pub(super) struct Regions(Vec<Known>);
+struct Regions(Vec<Known>);
 
 /// What is different in a new map.
 #[derive(Default)]
 pub(super) struct Difference {
     pub removed: Vec<MemoryRegion>,
     pub added: Vec<MemoryRegion>,
+    /// Keeps the user addresses of `removed` valid until the host has been told.
+    _gone: Vec<Known>,
 }
 
 impl Regions {
     /// Takes over a new map.
-    pub fn update(&mut self, memory: &GuestMemoryMmap) -> Difference {
+    fn update(&mut self, memory: &GuestMemoryMmap) -> Difference {
         let new: Vec<_> = memory.iter().map(describe).collect();
         let mut difference = Difference::default();
-        self.0.retain(|known| {
-            let stays = new
-                .iter()
-                .any(|(identity, _)| known.identity == *identity && identity.file.is_some());
-            if !stays {
-                difference.removed.push(known.region.clone());
-            }
-            stays
-        });
+        let stays = |known: &mut Known| {
+            new.iter()
+                .any(|(identity, _)| known.identity == *identity && identity.file.is_some())
+        };
+        let gone: Vec<_> = self.0.extract_if(.., |known| !stays(known)).collect();
+        difference.removed = gone.iter().map(|known| known.region.clone()).collect();
+        difference._gone = gone;
         for (identity, region) in new {
             if self.0.iter().any(|known| known.identity == identity) {
                 continue;

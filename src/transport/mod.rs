@@ -2,13 +2,17 @@
 //! vhost-user: carries the device to a front-end.
 //!
 //! ```text
-//! front-end ── messages ── backend ── memory ── device, host
+//! front-end ── server ── messages ── backend ── memory ── device, host
 //! request queue ── ring, chain ── request_worker (polling, lifecycle) ── batch ── device
 //! event queue ── ring, chain ── fault_worker ── event_queue ── device, host
 //! ```
 //!
-//! A connection has a daemon of vhost-user-backend with two threads: the *request worker* and one that tells the
-//! *fault worker* of kicks of the event queue. The fault worker outlives connections; so does the device.
+//! A connection has two threads: the *request worker*, and one that answers messages. The *fault worker* outlives
+//! connections; so does the device. The thread of [`serve`] waits for connections, their ends and the end of the process,
+//! and for nothing that a front-end can hold up.
+//!
+//! Messages are read by crate vhost. Crate vhost-user-backend is not used: up to 0.24 it takes connections from a listener
+//! only, keeps waiting for a kick descriptor that was replaced, and leaves threads behind if a connection cannot be set up.
 
 mod backend;
 pub(crate) mod batch;
@@ -26,36 +30,29 @@ mod memory;
 )]
 mod odd_bits;
 pub(crate) mod polling;
-mod relay;
 pub(crate) mod request_worker;
 pub(crate) mod ring;
+mod server;
 mod vring;
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use vhost::vhost_user::{Error as ProtocolError, Listener};
-use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
-use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::Device;
 use crate::host::Host;
-use crate::os::poller::Poller;
-use crate::transport::backend::{Backend, EXIT};
 use crate::transport::fault_worker::FaultWorker;
+use crate::transport::server::Server;
 
 pub use driver_life::{DriverLife, Stop};
 
 /// The most entries that a virtqueue can have.
 pub const MAX_QUEUE_SIZE: usize = 1024;
-
-/// How long to wait before another front-end is accepted when that has just failed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Guest memory as the library shares it.
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
@@ -96,17 +93,20 @@ pub enum TransportError {
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
-    /// The vhost-user library cannot be set up.
-    #[error("cannot set up the vhost-user daemon: {0}")]
-    Daemon(DaemonError),
-    /// The connected socket cannot be used.
-    #[error("cannot use the connected socket: {0}")]
+    /// The connected socket cannot be served.
+    #[error("cannot serve the connected socket: {0}")]
     Connected(#[source] io::Error),
 }
 
 /// Serves front-ends, one at a time, until `stop` is signalled or a connected socket closes. `stop` is never read.
 ///
-/// Whatever a front-end does, at its end the device is as at start and every page-request group is answered.
+/// Whatever a front-end does, at its end the device is as at start and every page-request group is answered. A front-end
+/// that cannot be served, as the process lacks descriptors, memory or threads, is disconnected, and the next one is served.
+///
+/// A listening socket is made non-blocking and a connected one blocking, also for those that share it.
+///
+/// # Errors
+/// The fault worker cannot be set up, or the front-end of a connected socket cannot be served.
 pub fn serve(
     device: Arc<Device>,
     host: Arc<dyn Host>,
@@ -115,7 +115,7 @@ pub fn serve(
     stop: &EventFd,
 ) -> Result<(), TransportError> {
     let memory = Memory::new(GuestMemoryMmap::new());
-    let faults = FaultWorker::start(Arc::clone(&device), &*host, memory.clone(), stop)?;
+    let faults = FaultWorker::start(Arc::clone(&device), &*host, memory.clone())?;
     let server = Server {
         device,
         memory,
@@ -125,13 +125,10 @@ pub fn serve(
     };
     match source {
         Source::Listen(listener) => server.listen(&listener, stop),
-        Source::Connected(stream) => {
-            let listener = relay::listen(stream).map_err(TransportError::Connected)?;
-            match server.connection(listener)? {
-                Ok(()) => Ok(()),
-                Err(error) => Err(TransportError::Daemon(error)),
-            }
-        }
+        Source::Connected(stream) => stream
+            .set_nonblocking(false)
+            .and_then(|()| server.connection(stream, stop))
+            .map_err(TransportError::Connected),
     }
 }
 
@@ -144,135 +141,17 @@ fn effective_poll(poll: Duration) -> Duration {
     }
 }
 
-/// A non-blocking eventfd.
-fn new_event() -> Result<EventFd, TransportError> {
-    EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(TransportError::Descriptor)
+/// A non-blocking eventfd of our own.
+fn new_event() -> io::Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)
 }
 
-struct Server {
-    device: Arc<Device>,
-    memory: Memory,
-    faults: FaultWorker,
-    poll: Duration,
-    driver_life: Arc<DriverLife>,
-}
+/// Ends a connection when dropped, so that a thread of it that ends or panics takes the connection with it.
+struct Hangup(Arc<UnixStream>);
 
-#[derive(PartialEq, Eq)]
-enum Wake {
-    Connection,
-    Stop,
-    Time,
-}
-
-impl Server {
-    fn listen(&self, listener: &UnixListener, stop: &EventFd) -> Result<(), TransportError> {
-        let poller = Poller::new().map_err(TransportError::Descriptor)?;
-        poller
-            .add(listener.as_raw_fd(), 0)
-            .and_then(|()| poller.add(stop.as_raw_fd(), 1))
-            .map_err(TransportError::Descriptor)?;
-        let stopping = Poller::new().map_err(TransportError::Descriptor)?;
-        stopping
-            .add(stop.as_raw_fd(), 1)
-            .map_err(TransportError::Descriptor)?;
-        loop {
-            match wait(&poller, None)? {
-                Wake::Stop => return Ok(()),
-                Wake::Time => continue,
-                Wake::Connection => {}
-            }
-            let accepting = listener.try_clone().map_err(TransportError::Descriptor)?;
-            if let Err(error) = self.connection(accepting)? {
-                log::warn!("a front-end cannot be accepted: {error}");
-                // It may be for want of descriptors, and would be at once again.
-                let pause = Instant::now() + ACCEPT_PAUSE;
-                if wait(&stopping, Some(pause))? == Wake::Stop {
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    /// Serves the front-end that waits at the listener, until it goes. The inner error: it cannot be accepted.
-    fn connection(
-        &self,
-        listener: UnixListener,
-    ) -> Result<Result<(), DaemonError>, TransportError> {
-        let faults = self.faults.shared();
-        let backend = Arc::new(Backend::new(
-            Arc::clone(&self.device),
-            self.memory.clone(),
-            Arc::clone(faults),
-            self.poll,
-            Arc::clone(&self.driver_life),
-        ));
-        // The library's own way to end its workers leaks a descriptor each; an event of ours that fails does not.
-        let exit = new_event()?;
-        let mut daemon = VhostUserDaemon::new(
-            "vhost-user".into(),
-            Arc::clone(&backend),
-            self.memory.clone(),
-        )
-        .map_err(TransportError::Daemon)?;
-        let workers = Workers {
-            backend: &backend,
-            exit: &exit,
-        };
-        for handler in daemon.get_epoll_handlers() {
-            handler
-                .register_listener(exit.as_raw_fd(), EventSet::IN, u64::from(EXIT))
-                .map_err(TransportError::Descriptor)?;
-        }
-        if let Err(error) = daemon.start(&mut Listener::from(listener)) {
-            return Ok(Err(error));
-        }
-        self.device.connect();
-        log::info!("a front-end is connected");
-        faults.set_connection(daemon.shutdown_handle());
-        match daemon.wait() {
-            Ok(())
-            | Err(DaemonError::HandleRequest(
-                ProtocolError::Disconnected | ProtocolError::PartialMessage,
-            )) => log::info!("the front-end is gone"),
-            Err(error) => log::warn!("the connection to the front-end has ended: {error}"),
-        }
-        faults.set_connection(None);
-        faults.set_vring(None);
-        drop(workers);
-        // Joins the workers.
-        drop(daemon);
-        // What was raised so far is not for the next driver.
-        self.device.service_events(None, Instant::now());
-        self.device.disconnect();
-        self.driver_life.front_end_is_gone();
-        backend.forget_memory();
-        faults.wake();
-        Ok(Ok(()))
-    }
-}
-
-/// Ends the worker threads of a daemon, which waits for them when it is dropped. The descriptor outlives both.
-struct Workers<'a> {
-    backend: &'a Backend,
-    exit: &'a EventFd,
-}
-
-impl Drop for Workers<'_> {
+impl Drop for Hangup {
     fn drop(&mut self) {
-        self.backend.close();
-        // A new eventfd is not full.
-        let _ = self.exit.write(1);
+        // It may have ended already.
+        let _ = self.0.shutdown(Shutdown::Both);
     }
-}
-
-fn wait(poller: &Poller, deadline: Option<Instant>) -> Result<Wake, TransportError> {
-    let mut wake = Wake::Time;
-    poller
-        .wait(deadline, |token| match token {
-            1 => wake = Wake::Stop,
-            _ if wake == Wake::Time => wake = Wake::Connection,
-            _ => {}
-        })
-        .map_err(TransportError::Descriptor)?;
-    Ok(wake)
 }

@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The request worker: serves the request queue, and watches it for a while after each request.
 //!
-//! Its twin for the event queue is `fault_worker`.
+//! It lives as long as a connection. Its twin for the event queue is `fault_worker`, which lives as long as
+//! [`super::serve`].
 
 use std::hint::spin_loop;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use vhost_user_backend::VringState;
-use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::Device;
-use crate::transport::Memory;
+use crate::os::poller::Poller;
+use crate::os::thread::Thread;
 use crate::transport::batch::{DeviceBatch, Execute, Held, serve_available};
 use crate::transport::driver_life::DriverLife;
 use crate::transport::fault_worker::FaultShared;
@@ -23,17 +25,28 @@ use crate::transport::lifecycle::Lifecycle;
 use crate::transport::odd_bits::OddBatch;
 use crate::transport::polling::Polling;
 use crate::transport::ring::{Ring, RingError};
-use crate::transport::vring::Vring;
+use crate::transport::vring::{State, Vring};
+use crate::transport::{Hangup, Memory, new_event};
+
+const WAKE: u64 = 0;
+const KICK: u64 = 1;
 
 /// How often the clock is read while polling: once in so many looks at the ring.
 const LOOKS_PER_CLOCK: u32 = 16;
 
-/// The worker of a connection.
+/// The thread; ends when dropped.
 pub(super) struct RequestWorker {
+    shared: Arc<RequestShared>,
+    thread: Option<Thread<()>>,
+}
+
+/// What other threads tell the request worker.
+pub(super) struct RequestShared {
     device: Arc<Device>,
     memory: Memory,
     faults: Arc<FaultShared>,
-    closing: AtomicBool,
+    vring: Vring,
+    wake: EventFd,
     // Taken before the vring's lock.
     work: Mutex<Work>,
 }
@@ -43,125 +56,178 @@ struct Work {
     held: Vec<Held>,
     polling: Polling,
     lifecycle: Lifecycle,
-    /// The state of the vring when it was found broken: until the front-end changes it, it is left alone.
-    broken_at: Option<u32>,
 }
 
 impl RequestWorker {
-    pub fn new(
+    /// Starts the worker of a connection, and ends the connection by `hangup` if it panics.
+    ///
+    /// # Errors
+    /// A descriptor or the thread cannot be made.
+    pub fn start(
         device: Arc<Device>,
         memory: Memory,
         faults: Arc<FaultShared>,
         poll: Duration,
         driver_life: Arc<DriverLife>,
-    ) -> Self {
-        Self {
+        hangup: Hangup,
+    ) -> io::Result<Self> {
+        let poller = Arc::new(Poller::new()?);
+        let shared = Arc::new(RequestShared {
             device,
             memory,
             faults,
-            closing: AtomicBool::new(false),
+            vring: Vring::new(Arc::clone(&poller), KICK)?,
+            wake: new_event()?,
             work: Mutex::new(Work {
                 held: Vec::new(),
                 polling: Polling::new(poll),
                 lifecycle: Lifecycle::new(driver_life),
-                broken_at: None,
             }),
-        }
+        });
+        poller.add(shared.wake.as_raw_fd(), WAKE)?;
+        let worker = Arc::clone(&shared);
+        let thread = Thread::spawn("request worker", move || {
+            let _hangup = hangup;
+            worker.run(&poller);
+        })?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
     }
 
-    /// Makes the worker leave what it does.
-    pub fn close(&self) {
-        self.closing.store(true, Ordering::SeqCst);
+    pub fn shared(&self) -> &Arc<RequestShared> {
+        &self.shared
+    }
+
+    /// Interrupts what the worker waits for.
+    pub fn interrupt(&self) {
+        if let Some(thread) = &self.thread {
+            thread.interrupt();
+        }
+    }
+}
+
+impl Drop for RequestWorker {
+    fn drop(&mut self) {
+        self.shared.vring.close();
+        self.shared.wake();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the request worker has panicked");
+        }
+    }
+}
+
+impl RequestShared {
+    /// The request queue.
+    pub fn vring(&self) -> &Vring {
+        &self.vring
+    }
+
+    /// There is something to do.
+    pub fn wake(&self) {
+        // It fails only when the counter is full, and then the worker is awake.
+        let _ = self.wake.write(1);
     }
 
     /// The device was reset by the front-end.
     pub fn reset(&self) {
+        // The worker lets go, if it has the queue.
+        self.vring.look(|_| ());
         self.work.lock().lifecycle.reset();
     }
 
     /// The queue has stopped.
-    pub fn stopped(&self, vring: &Vring) {
-        // The worker has left, or is about to.
-        vring.interrupt();
+    pub fn stopped(&self) {
+        self.vring.look(|_| ());
         let mut work = self.work.lock();
-        let state = vring.serve();
         let memory = self.memory.memory();
-        work.lifecycle
-            .stopped(vring.starts(), state.get_queue(), &memory, &self.device);
+        self.vring.look(|state| {
+            work.lifecycle
+                .stopped(state.starts, &state.queue, &memory, &self.device);
+        });
+        // Time-outs stand still.
+        self.faults.wake();
+    }
+
+    fn run(&self, poller: &Poller) {
+        while !self.vring.is_closed() {
+            let waited = poller.wait(None, |token| {
+                if token == WAKE {
+                    let _ = self.wake.read();
+                }
+            });
+            if let Err(error) = waited {
+                log::error!("the request worker cannot wait for events: {error}");
+                return;
+            }
+            self.serve();
+        }
     }
 
     /// Serves the queue until nothing comes any more.
-    pub fn serve(&self, vring: &Vring) {
+    fn serve(&self) {
         let mut work = self.work.lock();
         loop {
-            let mut state = vring.serve();
-            let served = self.serve_once(&mut work, vring, &mut state);
-            drop(state);
+            let served = self.serve_once(&mut work);
             match served {
-                Some(Served::Interrupted) if !self.is_closing() => vring.stand_back(),
+                Some(Served::Interrupted) => self.vring.stand_back(),
                 Some(Served::Broken(error)) => {
-                    work.broken_at = Some(vring.changes());
                     if self.device.counters().rings_broken.increment_and_log() {
                         log::warn!(
-                            "the request queue is left alone until it is started again: {error}"
+                            "the request queue is left alone until memory, queue or driver change: {error}"
                         );
                     }
                     return;
                 }
-                _ => return,
+                Some(Served::Idle) | None => return,
             }
         }
     }
 
-    fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Relaxed)
-    }
-
-    /// `None` if the queue does not run.
-    fn serve_once(
-        &self,
-        work: &mut Work,
-        vring: &Vring,
-        state: &mut VringState<Memory>,
-    ) -> Option<Served> {
-        if !state.is_enabled() || !state.get_queue().ready() || self.is_closing() {
+    /// `None` if the queue is not to be served.
+    fn serve_once(&self, work: &mut Work) -> Option<Served> {
+        let mut state = self.vring.serve();
+        if !state.runs() || self.vring.is_closed() {
             return None;
         }
+        // Let go of before the vring is.
         let memory = self.memory.memory();
         if work
             .lifecycle
-            .started(vring.starts(), state.get_queue(), &memory, &self.device)
+            .started(state.starts, &state.queue, &memory, &self.device)
         {
             self.faults.wake();
         }
-        if work.broken_at == Some(vring.changes()) {
+        if state.broken {
             return None;
         }
-        let notify = || {
-            if let Err(error) = state.signal_used_queue() {
-                log::debug!("the driver cannot be notified of requests: {error}");
+        let result = Ring::new(&memory, &state.queue)
+            .map(|mut ring| (self.serve_ring(work, &state, &mut ring), ring.saved()));
+        let served = match result {
+            Ok((served, saved)) => {
+                saved.restore(&mut state.queue);
+                served
             }
+            Err(error) => Served::Broken(error),
         };
+        state.broken = matches!(served, Served::Broken(_));
+        Some(served)
+    }
+
+    fn serve_ring(&self, work: &mut Work, state: &State, ring: &mut Ring<'_>) -> Served {
         let mut service = Service {
             held: &mut work.held,
             polling: &mut work.polling,
-            notify,
-            interrupted: || vring.is_wanted() || self.is_closing(),
+            notify: || self.vring.notify(state),
+            interrupted: || self.vring.is_wanted(),
         };
         let batch = || DeviceBatch::new(&self.device);
         #[cfg(odd_bits)]
         let batch = || OddBatch::new(batch());
-        let result: Result<_, RingError> = Ring::new(&memory, state.get_queue()).map(|mut ring| {
-            let served = service.run(&mut ring, batch, || self.faults.wake());
-            (ring.saved(), served)
-        });
-        match result {
-            Ok((saved, served)) => {
-                saved.restore(state.get_queue_mut());
-                Some(served)
-            }
-            Err(error) => Some(Served::Broken(error)),
-        }
+        service.run(ring, batch, || self.faults.wake())
     }
 }
 

@@ -120,8 +120,6 @@ impl Server {
             events.clone(),
             Arc::clone(&self.driver_life),
         )));
-        // What was raised so far is not for this driver.
-        self.device.service_events(None, Instant::now());
         self.device.connect();
         self.faults.set_vring(events);
         let hangup = Hangup(Arc::clone(&line));

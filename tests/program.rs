@@ -46,6 +46,8 @@ fn a_mapped_buffer_is_reached_and_nothing_else() {
         OK
     );
     guest.ram.write(BUFFER, b"hello");
+    let listed = json!([{"iova": 0x1000, "last": 0x1fff, "gpa": BUFFER, "flags": "rw"}]);
+    assert_eq!(program.execute(&["mappings", "domain=1"]), Ok(listed));
     let read = |words: &[&str]| program.execute(words);
     assert_eq!(
         read(&["dma-read", "endpoint=00:05.0", "iova=0x1000", "length=5"]),

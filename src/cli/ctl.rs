@@ -2,7 +2,7 @@
 //! `vhost-device-iommu ctl`: the client of the control socket.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::cli::args::CtlArgs;
+use crate::cli::indent::Indenter;
 use crate::notation::number;
 use crate::os::inherited;
 
@@ -42,10 +43,42 @@ pub enum CtlError {
     Print(io::Error),
 }
 
+/// How an answer that is a list begins.
+const LIST: &[u8] = b"{\"return\":[";
+
 /// Sends the command, prints the answer.
+///
+/// # Errors
+/// There is no command, no connection, or no answer, or the answer is an error.
 pub fn run(args: &CtlArgs) -> Result<(), CtlError> {
     let (line, file) = line(&args.command)?;
-    let mut answer = exchange(&args.path, &line, file.as_ref())?;
+    let mut stream = UnixStream::connect(&args.path)
+        .map_err(|error| CtlError::Connect(args.path.clone(), error))?;
+    let broken = |error| CtlError::Broken(args.path.clone(), error);
+    send(&mut stream, &line, file.as_ref()).map_err(broken)?;
+    let mut answer = BufReader::new(stream);
+    let mut begin = [0; LIST.len()];
+    answer.read_exact(&mut begin).map_err(broken)?;
+    if begin == LIST {
+        // It may be as long as a guest has mappings.
+        return print_list(&mut answer).map_err(CtlError::Print);
+    }
+    let mut bytes = begin.to_vec();
+    answer.read_until(b'\n', &mut bytes).map_err(broken)?;
+    let answer = serde_json::from_slice(&bytes);
+    print_answer(answer.map_err(|error| CtlError::Answer(error.to_string()))?)
+}
+
+fn send(stream: &mut UnixStream, line: &str, file: Option<&File>) -> io::Result<()> {
+    let mut rest = line.as_bytes();
+    if let Some(file) = file {
+        let sent = stream.send_with_fd(rest, file.as_raw_fd())?;
+        rest = rest.get(sent..).unwrap_or_default();
+    }
+    stream.write_all(rest)
+}
+
+fn print_answer(mut answer: Value) -> Result<(), CtlError> {
     if let Some(error) = answer.get("error") {
         let text = |key| {
             let text = error.get(key).and_then(Value::as_str);
@@ -62,28 +95,6 @@ pub fn run(args: &CtlArgs) -> Result<(), CtlError> {
     }
 }
 
-fn exchange(path: &PathBuf, line: &str, file: Option<&File>) -> Result<Value, CtlError> {
-    let stream =
-        UnixStream::connect(path).map_err(|error| CtlError::Connect(path.clone(), error))?;
-    let broken = |error| CtlError::Broken(path.clone(), error);
-    let mut rest = line.as_bytes();
-    if let Some(file) = file {
-        let sent = stream
-            .send_with_fd(rest, file.as_raw_fd())
-            .map_err(|error| broken(error.into()))?;
-        rest = rest.get(sent..).unwrap_or_default();
-    }
-    (&stream).write_all(rest).map_err(broken)?;
-    let mut answer = Vec::new();
-    BufReader::new(&stream)
-        .read_until(b'\n', &mut answer)
-        .map_err(broken)?;
-    if answer.is_empty() {
-        return Err(broken(io::ErrorKind::UnexpectedEof.into()));
-    }
-    serde_json::from_slice(&answer).map_err(|error| CtlError::Answer(error.to_string()))
-}
-
 fn print(value: &Value) -> io::Result<()> {
     let mut output = io::stdout().lock();
     match value.get("text").and_then(Value::as_str) {
@@ -91,6 +102,23 @@ fn print(value: &Value) -> io::Result<()> {
         None => writeln!(output, "{value:#}")?,
     }
     output.flush()
+}
+
+/// Prints a list, whose opening bracket is read already, as it comes.
+fn print_list(answer: &mut impl BufRead) -> io::Result<()> {
+    let mut output = BufWriter::new(io::stdout().lock());
+    let mut indenter = Indenter::default();
+    indenter.write(b'[', &mut output)?;
+    for byte in answer.bytes() {
+        if indenter.write(byte?, &mut output)? {
+            writeln!(output)?;
+            return output.flush();
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "the answer is cut short",
+    ))
 }
 
 /// The line for the words of the command line, and the descriptor that goes with it.

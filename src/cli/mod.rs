@@ -2,11 +2,12 @@
 //! What a person types: the options, and the four things that the program does.
 //!
 //! `args` (the command line), `serve` (without a subcommand), `viot` (the ACPI table), `ctl` (the client of the control
-//! socket), `check` (what this machine can do).
+//! socket; `indent`: long answers), `check` (what this machine can do).
 #![forbid(unsafe_code)]
 
 pub mod args;
 pub mod check;
 pub mod ctl;
+mod indent;
 pub mod serve;
 pub mod viot;

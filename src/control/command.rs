@@ -32,6 +32,8 @@ pub enum ErrorClass {
     PageRequestFailed,
     /// The host or the endpoint cannot do it.
     Unsupported,
+    /// Memory, descriptors or room are short at the moment: the same can succeed later.
+    TryAgain,
     /// Something else went wrong.
     Internal,
 }
@@ -115,6 +117,11 @@ pub enum Command {
 }
 
 impl Command {
+    /// How many descriptors may come with it.
+    pub fn descriptors(&self) -> usize {
+        usize::from(matches!(self, Self::EndpointAdd(_)))
+    }
+
     /// Bytes that the command holds on to while it waits; `None` when it never waits.
     pub fn waiting_cost(&self) -> Option<usize> {
         match self {

@@ -2,16 +2,16 @@
 //! What the commands do.
 
 use std::fmt::Write as _;
-use std::fs::File;
 use std::future::{Future, ready};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::control::command::{Command, CommandError, EndpointAdd, ErrorClass};
+use crate::control::lists::{Mappings, Status};
+use crate::control::output::{Answer, Reply};
 use crate::device::SetupError;
 use crate::endpoints::{EndpointError, Endpoints};
 use crate::host::iommufd;
@@ -28,22 +28,24 @@ pub struct Context {
     pub endpoints: Arc<Endpoints>,
 }
 
-/// What a command came to.
-pub type Answer = Result<Value, CommandError>;
-
 /// A command being carried out: ready at once, unless it waits for the guest.
 pub type Running = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 impl Context {
-    /// Begins a command. `file` is the descriptor that came with its line.
-    pub fn begin(&self, command: Command, file: Option<File>) -> Running {
+    /// Begins a command. `fd` is the descriptor that came with it.
+    pub fn begin(&self, command: Command, fd: Option<OwnedFd>) -> Running {
         let answer = match command {
-            Command::Status => to_value(&self.endpoints.device().status()),
-            Command::Counters { prometheus: false } => Ok(self.counters()),
-            Command::Counters { prometheus: true } => Ok(json!({"text": self.prometheus()})),
+            Command::Status => {
+                let status = Status::new(self.endpoints.device());
+                Ok(Reply::Parts(Box::new(status)))
+            }
+            Command::Counters { prometheus: false } => Reply::of(&self.counters()),
+            Command::Counters { prometheus: true } => {
+                Reply::of(&json!({"text": self.prometheus()}))
+            }
             Command::Mappings { domain } => self.mappings(domain),
             Command::Endpoint { endpoint } => self.endpoint(endpoint),
-            Command::EndpointAdd(add) => self.endpoint_add(&add, file),
+            Command::EndpointAdd(add) => self.endpoint_add(&add, fd),
             Command::EndpointRemove { endpoint } => self.endpoint_remove(endpoint),
             Command::DmaRead {
                 requester,
@@ -103,8 +105,8 @@ impl Context {
     }
 
     fn mappings(&self, domain: DomainId) -> Answer {
-        match self.endpoints.device().mappings(domain) {
-            Some(mappings) => to_value(&mappings),
+        match Mappings::new(self.endpoints.device(), domain) {
+            Some(mappings) => Ok(Reply::Parts(Box::new(mappings))),
             None => Err(CommandError::invalid(format!(
                 "there is no domain {domain}"
             ))),
@@ -115,21 +117,22 @@ impl Context {
         self.endpoints
             .describe_function(endpoint)
             .map_err(|error| endpoint_error(&error))
+            .and_then(|description| Reply::of(&description))
     }
 
-    fn endpoint_add(&self, add: &EndpointAdd, file: Option<File>) -> Answer {
-        let spec = add.spec(file.as_ref().map(AsRawFd::as_raw_fd))?;
+    fn endpoint_add(&self, add: &EndpointAdd, fd: Option<OwnedFd>) -> Answer {
+        let spec = add.spec(fd.as_ref().map(AsRawFd::as_raw_fd))?;
         self.endpoints
-            .add(&spec, file.map(OwnedFd::from))
-            .map(|()| json!({}))
-            .map_err(|error| endpoint_error(&error))
+            .add(&spec, fd)
+            .map_err(|error| endpoint_error(&error))?;
+        Reply::of(&json!({}))
     }
 
     fn endpoint_remove(&self, endpoint: EndpointId) -> Answer {
         self.endpoints
             .remove(endpoint)
-            .map(|()| json!({}))
-            .map_err(|error| endpoint_error(&error))
+            .map_err(|error| endpoint_error(&error))?;
+        Reply::of(&json!({}))
     }
 }
 
@@ -138,14 +141,14 @@ async fn dma_read(port: Arc<Port>, pasid: Option<Pasid>, iova: Iova, length: usi
     port.access(pasid, iova, Transfer::Read(&mut data))
         .await
         .map_err(|error| access_error(&error))?;
-    Ok(json!({"data": to_hex(&data)}))
+    Reply::of(&json!({"data": to_hex(&data)}))
 }
 
 async fn dma_write(port: Arc<Port>, pasid: Option<Pasid>, iova: Iova, data: Vec<u8>) -> Answer {
     port.access(pasid, iova, Transfer::Write(&data))
         .await
         .map_err(|error| access_error(&error))?;
-    Ok(json!({}))
+    Reply::of(&json!({}))
 }
 
 async fn page_request(port: Arc<Port>, pasid: Option<Pasid>, pages: Vec<PageRequest>) -> Answer {
@@ -158,7 +161,7 @@ async fn page_request(port: Arc<Port>, pasid: Option<Pasid>, pages: Vec<PageRequ
         PageResponseCode::InvalidRequest => "invalid-request",
         PageResponseCode::ResponseFailure => "response-failure",
     };
-    Ok(json!({"response": name}))
+    Reply::of(&json!({"response": name}))
 }
 
 fn access_error(error: &AccessError) -> CommandError {
@@ -183,10 +186,10 @@ fn host_error(error: &HostError) -> CommandError {
     let class = match error {
         HostError::NoEndpoint(_) => ErrorClass::InvalidArgument,
         HostError::Unsupported(_) | HostError::Range(_) => ErrorClass::Unsupported,
-        HostError::NoGroup(_)
-        | HostError::NoMemory(_)
-        | HostError::Unreachable(..)
-        | HostError::Internal(_) => ErrorClass::Internal,
+        HostError::NoMemory(_) => ErrorClass::TryAgain,
+        HostError::NoGroup(_) | HostError::Unreachable(..) | HostError::Internal(_) => {
+            ErrorClass::Internal
+        }
     };
     CommandError::new(class, error)
 }
@@ -227,8 +230,4 @@ fn setup_error(error: &SetupError) -> CommandError {
         _ => ErrorClass::Unsupported,
     };
     CommandError::new(class, error)
-}
-
-fn to_value(value: &impl Serialize) -> Answer {
-    serde_json::to_value(value).map_err(|error| CommandError::new(ErrorClass::Internal, error))
 }

@@ -9,14 +9,17 @@
 //! One thread serves every connection. A command that waits for the guest - an access that raised a page
 //! request - is a future; it holds up nobody, and its answer comes when it comes, with its `id`.
 //!
-//! Files: `command` (a line to a command with validated arguments), `execute` (what it does), `connection` (lines
-//! in, answers out, what waits), `server` (the thread). The client is
-//! `cli/ctl.rs`.
+//! Files: `input` (bytes to commands, and the descriptors that come with them), `command` (a command with validated
+//! arguments), `execute` (what it does), `lists` (long answers), `output` (answers), `connection` (one client: commands in, answers out, what
+//! waits), `server` (the thread). The client is `cli/ctl.rs`.
 #![forbid(unsafe_code)]
 
 pub mod command;
 pub mod connection;
 pub mod execute;
+pub mod input;
+mod lists;
+pub mod output;
 pub mod server;
 
 pub use execute::Context;

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Wake, Waker};
 use std::thread::{self, JoinHandle};
 
+use parking_lot::Mutex;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -71,7 +72,7 @@ impl Ready {
     fn take(&self) -> Vec<(u64, u64)> {
         // Before the list is looked at, so that what is added later is announced again.
         let _ = self.event.read();
-        std::mem::take(&mut *self.list.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.list.lock())
     }
 }
 
@@ -83,11 +84,7 @@ struct CommandWaker {
 
 impl Wake for CommandWaker {
     fn wake(self: Arc<Self>) {
-        self.ready
-            .list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((self.connection, self.key));
+        self.ready.list.lock().push((self.connection, self.key));
         // Fails only if the counter is full, and then it is readable as it should be.
         let _ = self.ready.event.write(1);
     }
@@ -227,13 +224,12 @@ impl Server {
             return;
         };
         let gone = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
-        let result = if connection.wants_input() && (gone || events.contains(EventSet::IN)) {
-            let ready = &self.ready;
-            connection.receive(&self.context, &|key| ready.waker(token, key))
-        } else if gone {
+        let result = if gone && !connection.wants_input() {
             Err(Closed)
         } else {
-            connection.send()
+            let readable = gone || events.contains(EventSet::IN);
+            let ready = &self.ready;
+            connection.serve(readable, &self.context, &|key| ready.waker(token, key))
         };
         self.after(token, result);
     }
@@ -243,8 +239,8 @@ impl Server {
             let Some((connection, _)) = self.connections.get_mut(&token) else {
                 continue;
             };
-            let waker = self.ready.waker(token, key);
-            let result = connection.resume(key, &waker);
+            let ready = &self.ready;
+            let result = connection.resume(key, &self.context, &|key| ready.waker(token, key));
             self.after(token, result);
         }
     }

@@ -2,9 +2,11 @@
 //! The process and its kernel: descriptors, signals, sockets, the system call filter.
 //!
 //! `inherited` (descriptors, signals and seals that std does not cover), `socket_file` (listening sockets with a path),
-//! `poller` (epoll), `thread` (threads that a signal interrupts), `relay` (messages with descriptors between a connection and a library), `seccomp` (the filter).
+//! `message` (bytes with descriptors), `poller` (epoll), `thread` (threads that a signal interrupts), `relay` (messages with
+//! descriptors between a connection and a library), `seccomp` (the filter).
 
 pub mod inherited;
+pub mod message;
 pub(crate) mod poller;
 pub(crate) mod relay;
 pub mod seccomp;

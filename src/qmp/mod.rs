@@ -144,7 +144,7 @@ impl Listener {
         let mut client = Client::connect(&self.path, &self.waiter, || endpoints.qemu_connects())?;
         log::info!("QMP: connected to QEMU {}", client.version());
         self.reported = None;
-        if self.lost.take() == Some(self.front_ends()) && self.device().status().connected {
+        if self.lost.take() == Some(self.front_ends()) && self.device().outline().connected {
             log::warn!(
                 "QMP: what QEMU said while there was no connection is lost: if the machine was reset, `bypass` is not as \
                  at start; endpoints of devices that were unplugged want endpoint-remove"

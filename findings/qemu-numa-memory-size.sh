@@ -1,0 +1,74 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#
+# Software:  QEMU 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1, trixie-backports)
+# Behaviour: A memory backend of 1 GiB as the machine's memory (-machine memory-backend=) sets the machine's size. The same backend
+#            as the only NUMA node (-numa node,memdev=), as documents of vhost-user show it, does not: the size stays 128 MiB, and
+#            QEMU refuses to start until -m says the same once more.
+# Seen:      "total memory for NUMA nodes (0x40000000) should equal RAM size (0x8000000)"; with memory-backend= it is 1 GiB.
+set -euo pipefail
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+# QEMU of trixie-backports, with all it depends on, unpacked and not installed: a private state of apt, the machine's own archive.
+mirror=$(apt-get indextargets --format '$(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' |
+    awk '$1 == "main" { print $2; exit }')
+[ -n "$mirror" ] || { echo "apt's configuration has no archive of Debian 12" >&2; exit 2; }
+mkdir -p apt/lists/partial apt/archives/partial root
+touch apt/status
+for suite in trixie trixie-backports; do
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main"
+done >apt/sources.list
+cat >apt/apt.conf <<END
+Dir::State "$work/apt";
+Dir::State::status "$work/apt/status";
+Dir::Cache "$work/apt";
+Dir::Etc::sourcelist "$work/apt/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+APT::Sandbox::User "";
+APT::Install-Recommends "false";
+APT::Update::Error-Mode "any";
+Acquire::Languages "none";
+#clear APT::Update::Post-Invoke;
+#clear DPkg::Post-Invoke;
+END
+apt-get -c apt/apt.conf -qq update
+apt-get -c apt/apt.conf -qq -y -t trixie-backports --download-only install base-files qemu-system-x86 >/dev/null
+dpkg-deb -x apt/archives/base-files_*.deb root
+for package in apt/archives/*.deb; do
+    dpkg-deb -x "$package" root
+done
+
+cat >qemu <<END
+#!/bin/sh
+exec "$work/root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$work/root/usr/lib/x86_64-linux-gnu" \\
+    "$work/root/usr/bin/qemu-system-x86_64" -L "$work/root/usr/share/qemu" -L "$work/root/usr/share/seabios" "\$@"
+END
+chmod +x qemu
+export QEMU_MODULE_DIR=$work/root/usr/lib/x86_64-linux-gnu/qemu
+version=$(./qemu --version | sed -n 's/^QEMU emulator version //p')
+echo "QEMU: $version"
+
+start() {
+    printf '%s\n' '{"execute":"qmp_capabilities"}' '{"execute":"query-memory-size-summary"}' '{"execute":"quit"}' |
+        timeout 60 ./qemu -M q35 -nodefaults -display none -S -qmp stdio \
+            -object memory-backend-memfd,id=ram,size=1G "$@" 2>&1 | grep -o 'total memory.*\|"base-memory": [0-9]*'
+}
+cat >expected <<'END'
+memory-backend: "base-memory": 1073741824
+numa: total memory for NUMA nodes (0x40000000) should equal RAM size (0x8000000)
+numa and -m: "base-memory": 1073741824
+END
+{
+    echo "memory-backend: $(start -machine memory-backend=ram)"
+    echo "numa: $(start -numa node,memdev=ram)"
+    echo "numa and -m: $(start -numa node,memdev=ram -m 1G)"
+} >seen
+if ! diff expected seen; then
+    echo "CHANGED: QEMU takes the size from a NUMA node's memory, or has another message" >&2
+    exit 1
+fi
+echo "As described with QEMU $version: a NUMA node's memory wants -m besides"

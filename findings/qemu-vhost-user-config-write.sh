@@ -1,0 +1,218 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#
+# Software:  QEMU 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1, trixie-backports), vhost-user-test-device-pci
+# Behaviour: A guest's write to one byte of the device's configuration reaches the vhost-user back-end as SET_CONFIG of the whole
+#            space: offset 0, all bytes, what QEMU has read before beside what the guest has written, read-only fields included.
+#            It comes as soon as the guest writes, before the driver has said DRIVER_OK or even negotiated features. A back-end
+#            that checks what is written has to compare with what it has, and look for the byte that differs. And QEMU asks for
+#            the configuration at the guest's first read only, not when it connects.
+# Seen:      40 bytes of configuration; the guest writes 0x5a to byte 36 and nothing else: SET_CONFIG, offset 0, size 40.
+set -euo pipefail
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+# QEMU of trixie-backports, with all it depends on, unpacked and not installed: a private state of apt, the machine's own archive.
+mirror=$(apt-get indextargets --format '$(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' |
+    awk '$1 == "main" { print $2; exit }')
+[ -n "$mirror" ] || { echo "apt's configuration has no archive of Debian 12" >&2; exit 2; }
+mkdir -p apt/lists/partial apt/archives/partial root
+touch apt/status
+for suite in trixie trixie-backports; do
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main"
+done >apt/sources.list
+cat >apt/apt.conf <<END
+Dir::State "$work/apt";
+Dir::State::status "$work/apt/status";
+Dir::Cache "$work/apt";
+Dir::Etc::sourcelist "$work/apt/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+APT::Sandbox::User "";
+APT::Install-Recommends "false";
+APT::Update::Error-Mode "any";
+Acquire::Languages "none";
+#clear APT::Update::Post-Invoke;
+#clear DPkg::Post-Invoke;
+END
+apt-get -c apt/apt.conf -qq update
+apt-get -c apt/apt.conf -qq -y -t trixie-backports --download-only install base-files qemu-system-x86 >/dev/null
+dpkg-deb -x apt/archives/base-files_*.deb root
+for package in apt/archives/*.deb; do
+    dpkg-deb -x "$package" root
+done
+
+cat >qemu <<END
+#!/bin/sh
+exec "$work/root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$work/root/usr/lib/x86_64-linux-gnu" \\
+    "$work/root/usr/bin/qemu-system-x86_64" -L "$work/root/usr/share/qemu" -L "$work/root/usr/share/seabios" "\$@"
+END
+chmod +x qemu
+export QEMU_MODULE_DIR=$work/root/usr/lib/x86_64-linux-gnu/qemu
+version=$(./qemu --version | sed -n 's/^QEMU emulator version //p')
+echo "QEMU: $version"
+
+cat >finding.py <<'END'
+import json
+import os
+import select
+import socket
+import struct
+import subprocess
+import threading
+
+
+class Machine:
+    """A machine that runs no code of its own: its processor's accesses are commands of the qtest protocol."""
+
+    def __init__(self, *arguments):
+        listeners = {name: socket.create_server(name, family=socket.AF_UNIX) for name in ("qtest", "qmp")}
+        command = ["./qemu", "-M", "q35", "-nodefaults", "-display", "none", "-accel", "qtest", "-qtest-log", "none"]
+        command += ["-qtest", "unix:qtest", "-qmp", "unix:qmp", *arguments]
+        self._process = subprocess.Popen(command)
+        self._qtest, self._qmp = (listener.accept()[0].makefile("rw") for listener in listeners.values())
+        self._qmp.readline()
+        self.qmp("qmp_capabilities")
+
+    def qmp(self, command):
+        print(json.dumps({"execute": command}), file=self._qmp, flush=True)
+        while "return" not in json.loads(self._qmp.readline()):
+            pass
+
+    def ask(self, line):
+        print(line, file=self._qtest, flush=True)
+        while (answer := self._qtest.readline().split())[0] == "IRQ":
+            pass
+        assert answer[0] == "OK", (line, answer)
+        return answer[1:]
+
+    def read(self, size, address):
+        return int(self.ask(f"read{'_bw_l___q'[size]} {address:#x}")[0], 16)
+
+    def write(self, size, address, value):
+        self.ask(f"write{'_bw_l___q'[size]} {address:#x} {value:#x}")
+
+    def configure(self, slot, offset, value):
+        """A write to the configuration space of a device on bus 0."""
+        self.ask(f"outl 0xcf8 {0x80000000 | slot << 11 | offset:#x}")
+        self.ask(f"outl 0xcfc {value:#x}")
+
+    def end(self):
+        self.qmp("quit")
+        self._process.wait()
+
+
+class Backend(threading.Thread):
+    """A vhost-user back-end that answers, and keeps the names and contents of what it got."""
+
+    NAMES = {
+        1: "GET_FEATURES", 2: "SET_FEATURES", 3: "SET_OWNER", 5: "SET_MEM_TABLE", 8: "SET_VRING_NUM",
+        9: "SET_VRING_ADDR", 10: "SET_VRING_BASE", 11: "GET_VRING_BASE", 12: "SET_VRING_KICK", 13: "SET_VRING_CALL",
+        14: "SET_VRING_ERR", 15: "GET_PROTOCOL_FEATURES", 16: "SET_PROTOCOL_FEATURES", 17: "GET_QUEUE_NUM",
+        18: "SET_VRING_ENABLE", 24: "GET_CONFIG", 25: "SET_CONFIG", 34: "RESET_DEVICE",
+    }  # fmt: skip
+    # Multiqueue, REPLY_ACK, CONFIG, RESET_DEVICE.
+    PROTOCOL = 1 << 0 | 1 << 3 | 1 << 9 | 1 << 13
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        self._listener = socket.create_server(path, family=socket.AF_UNIX)
+        self._messages = []
+        self._bases = {}
+        self._lock = threading.Lock()
+        self.config = bytes(range(CONFIG_SIZE))
+        self.start()
+
+    def run(self):
+        self._connection, _ = self._listener.accept()
+        while True:
+            select.select([self._connection], [], [])
+            with self._lock:
+                if not self._serve():
+                    return
+
+    def _serve(self):
+        head, descriptors, _, _ = socket.recv_fds(self._connection, 12, 16)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if not head:
+            return False
+        kind, flags, size = struct.unpack("<3I", head)
+        body = b""
+        while len(body) < size:
+            body += self._connection.recv(size - len(body))
+        self._messages.append((self.NAMES.get(kind, str(kind)), body))
+        reply = self._reply(kind, flags, body)
+        if reply is not None:
+            self._connection.sendall(struct.pack("<3I", kind, 5, len(reply)) + reply)
+        return True
+
+    def _reply(self, kind, flags, body):
+        values = {1: 1 << 32 | 1 << 30, 15: self.PROTOCOL, 17: 2}
+        if kind in values:
+            return struct.pack("<Q", values[kind])
+        if kind == 10:
+            queue, self._bases[body[0]] = struct.unpack("<2I", body)
+        if kind == 11:
+            return struct.pack("<2I", body[0], self._bases.get(body[0], 0))
+        if kind == 24:
+            offset, size, _ = struct.unpack("<3I", body[:12])
+            return body[:12] + self.config[offset : offset + size]
+        return struct.pack("<Q", 0) if flags & 8 else None
+
+    def take(self):
+        """What came since the last time. QEMU has sent its messages when an access of the machine returns."""
+        while True:
+            with self._lock:
+                if not select.select([self._connection], [], [], 0)[0]:
+                    messages, self._messages = self._messages, []
+                    return messages
+
+
+COMMON, CONFIG, CONFIG_SIZE, QUEUES = 0xE0000000, 0xE0002000, 40, 2
+STATUS = COMMON + 0x14
+
+
+def start(*memory):
+    backend = Backend("vhost-user")
+    machine = Machine(
+        *memory, "-chardev", "socket,id=c,path=vhost-user", "-device",
+        f"vhost-user-test-device-pci,chardev=c,virtio-id=23,num_vqs={QUEUES},config_size={CONFIG_SIZE},addr=4",
+    )  # fmt: skip
+    machine.configure(4, 0x18, COMMON)
+    machine.configure(4, 0x04, 6)  # memory, bus master
+    backend.take()
+    return machine, backend
+
+
+def show(what, messages):
+    for name, body in messages:
+        offset, size, _ = struct.unpack("<3I", body[:12])
+        print(f"{what}: {name} offset {offset} size {size}", end="")
+        if name == "SET_CONFIG":
+            differs = [at for at, byte in enumerate(body[12:]) if byte != backend.config[offset + at]]
+            print(f", differs at {differs}", end="")
+        print()
+
+
+machine, backend = start("-m", "128", "-object", "memory-backend-memfd,id=ram,size=128M,share=on", "-machine", "memory-backend=ram")
+machine.read(1, CONFIG + 4)
+show("read of 1 byte at 4", backend.take())
+machine.write(1, CONFIG + 36, 0x5A)
+show("write of 1 byte at 36", backend.take())
+machine.end()
+END
+
+cat >expected <<'END'
+read of 1 byte at 4: GET_CONFIG offset 0 size 40
+write of 1 byte at 36: SET_CONFIG offset 0 size 40, differs at [36]
+END
+
+timeout 120 python3 finding.py >seen
+if ! diff expected seen; then
+    echo "CHANGED: SET_CONFIG has another form" >&2
+    exit 1
+fi
+echo "As described with QEMU $version: a write to one byte is sent as all of the configuration"

@@ -133,3 +133,71 @@ fn a_device_of_the_front_ends_is_in_bypass_only_while_there_is_one() {
     bench.device.disconnect();
     assert_eq!(places(), without);
 }
+
+/// Endpoint 1 of two is blocked, as the host had no memory for the bypass.
+fn bench_that_owes_bypass() -> Bench {
+    let bench = Bench::with(DeviceConfig::default(), FakeHost::new(&[1, 2]));
+    bench.attach(7, 1);
+    bench.host.fail(Some(Call::AttachBypass));
+    assert_eq!(bench.detach(7, 1), Status::Ok);
+    assert_eq!(bench.host.attachment(requester(1)), Attachment::Blocked);
+    bench
+}
+
+#[test]
+fn bypass_that_the_host_refused_comes_with_the_next_request_reset_or_connection__b25() {
+    type Occasion = fn(&Bench);
+    let occasions: [Occasion; 4] = [
+        |bench| assert_eq!(bench.raw(&[0xff; 4], 4), Reply::Unwritten),
+        |bench| bench.device.reset(),
+        |bench| bench.device.system_reset(),
+        |bench| bench.device.connect(),
+    ];
+    for occasion in occasions {
+        let bench = bench_that_owes_bypass();
+        occasion(&bench);
+        assert_eq!(bench.host.attachment(requester(1)), Attachment::Blocked);
+        bench.host.fail(None);
+        occasion(&bench);
+        assert_eq!(bench.host.attachment(requester(1)), Attachment::Bypass);
+        assert_eq!(bench.device.status().endpoints[0].state, "bypass");
+    }
+}
+
+#[test]
+fn bypass_that_the_host_refused_at_a_disconnect_comes_with_the_next_connection__b25() {
+    let bench = Bench::new();
+    bench.attach(7, 1);
+    bench.host.fail(Some(Call::AttachBypass));
+    bench.device.disconnect();
+    assert_eq!(bench.host.attachment(requester(1)), Attachment::Blocked);
+    bench.host.fail(None);
+    bench.device.connect();
+    assert_eq!(bench.host.attachment(requester(1)), Attachment::Bypass);
+}
+
+#[test]
+fn bypass_is_asked_for_once_a_batch_and_only_while_it_is_owed() {
+    let bench = bench_that_owes_bypass();
+    let errors = || bench.device.counters().host_errors.get();
+    let before = errors();
+    let requests = vec![(probe_bytes(2), 600); 10];
+    bench.batch(&requests);
+    assert_eq!(errors(), before + 1);
+    // The driver has other plans by now.
+    bench.device.write_config(36, &[0]);
+    bench.batch(&requests);
+    assert_eq!(errors(), before + 1);
+    bench.host.fail(None);
+    bench.batch(&requests);
+    assert_eq!(bench.host.attachment(requester(1)), Attachment::Blocked);
+    // One that is attached meanwhile is left alone.
+    let bench = bench_that_owes_bypass();
+    bench.attach(7, 1);
+    bench.host.fail(None);
+    bench.batch(&requests);
+    assert!(matches!(
+        bench.host.attachment(requester(1)),
+        Attachment::Domain { .. }
+    ));
+}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Attachments per PASID (draft 1).
 
-use super::fake::{FakeHost, FakeQueue};
+use super::fake::{Call, FakeHost, FakeQueue};
 use super::*;
 use crate::host::{Answer, Attachment};
 
@@ -207,4 +207,36 @@ fn no_event_names_a_pasid_without_the_feature__x34() {
         assert!(!EventFlags::from_bits_retain(flags.get()).contains(EventFlags::PASID));
         assert_eq!(pasid.get(), 0);
     }
+}
+
+#[test]
+fn pasid_attachments_are_counted_over_the_device_and_nomem_beyond_the_quota() {
+    let config = DeviceConfig {
+        max_pasids: 3,
+        ..DeviceConfig::default()
+    };
+    let bench = Bench::with(config, FakeHost::new(&[1, 2]));
+    let attach = |endpoint, pasid| bench.attach_pasid(7, endpoint, PASID, pasid);
+    assert_eq!([attach(1, 1), attach(1, 2), attach(2, 1)], [Status::Ok; 3]);
+    assert_eq!(attach(2, 2), Status::NoMem);
+    assert_eq!(bench.attach_pasid(8, 2, PASID | BYPASS, 2), Status::NoMem);
+    assert_eq!(bench.host.domains(), [7].into());
+    // What is attached may move, and what has no PASID is not counted.
+    assert_eq!(bench.attach_pasid(8, 1, PASID, 2), Status::Ok);
+    assert_eq!(bench.attach(7, 2), Status::Ok);
+    // Whatever ends an attachment makes room.
+    assert_eq!(bench.detach_with(8, 1, PASID, 2), Status::Ok);
+    assert_eq!([attach(2, 2), attach(2, 3)], [Status::Ok, Status::NoMem]);
+    bench.device.remove_endpoint(EndpointId(2)).unwrap();
+    assert_eq!([attach(1, 2), attach(1, 3)], [Status::Ok; 2]);
+    assert_eq!(attach(1, 4), Status::NoMem);
+    bench.device.reset();
+    assert_eq!([attach(1, 4), attach(1, 5), attach(1, 6)], [Status::Ok; 3]);
+    assert_eq!(attach(1, 7), Status::NoMem);
+    // A refusal of the host takes none.
+    bench.detach_with(7, 1, PASID, 4);
+    bench.host.fail(Some(Call::AttachDomain));
+    assert_eq!(attach(1, 7), Status::NoMem);
+    bench.host.fail(None);
+    assert_eq!(attach(1, 7), Status::Ok);
 }

@@ -8,9 +8,10 @@ use vhost_device_iommu::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
     MemoryError, MemoryRegion, Requester,
 };
-use vhost_device_iommu::spec::{self, DomainId, EndpointId, Head, RequestType};
+use vhost_device_iommu::spec::{
+    self, AttachFlags, DomainId, EndpointId, Gpa, Iova, MapFlags, Pasid,
+};
 use vm_memory::GuestMemoryMmap;
-use zerocopy::little_endian::{U32, U64};
 
 pub struct NullHost;
 
@@ -61,43 +62,25 @@ impl Host for NullHost {
     fn remove_endpoint(&self, _: EndpointId) {}
 }
 
-fn head(kind: RequestType) -> Head {
-    Head {
-        kind: kind as u8,
-        reserved: [0; 3],
-    }
-}
-
 pub fn attach(domain: u32, endpoint: u32) -> [u8; 20] {
-    let request = spec::Attach {
-        head: head(RequestType::Attach),
-        domain: U32::new(domain),
-        endpoint: U32::new(endpoint),
-        flags: U32::new(0),
-        pasid: U32::new(0),
-    };
-    zerocopy::transmute!(request)
+    let (domain, endpoint) = (DomainId(domain), EndpointId(endpoint));
+    let flags = AttachFlags::empty();
+    zerocopy::transmute!(spec::Attach::new(domain, endpoint, flags, Pasid(0)))
 }
 
 pub fn map(domain: u32, iova: u64, length: u64) -> [u8; 36] {
-    let request = spec::Map {
-        head: head(RequestType::Map),
-        domain: U32::new(domain),
-        virt_start: U64::new(iova),
-        virt_end: U64::new(iova + length - 1),
-        phys_start: U64::new(iova),
-        flags: U32::new(3),
-    };
-    zerocopy::transmute!(request)
+    let (first, last) = (Iova(iova), Iova(iova + length - 1));
+    let flags = MapFlags::READ | MapFlags::WRITE;
+    zerocopy::transmute!(spec::Map::new(
+        DomainId(domain),
+        first,
+        last,
+        Gpa(iova),
+        flags
+    ))
 }
 
 pub fn unmap(domain: u32, iova: u64, length: u64) -> [u8; 28] {
-    let request = spec::Unmap {
-        head: head(RequestType::Unmap),
-        domain: U32::new(domain),
-        virt_start: U64::new(iova),
-        virt_end: U64::new(iova + length - 1),
-        reserved: U32::new(0),
-    };
-    zerocopy::transmute!(request)
+    let (first, last) = (Iova(iova), Iova(iova + length - 1));
+    zerocopy::transmute!(spec::Unmap::new(DomainId(domain), first, last))
 }

@@ -11,6 +11,43 @@
 //! Files: `request` (bytes to validated requests), `batch` (what each request does), `attach` (where endpoints are),
 //! `joined` (UNMAPs in one host call), `endpoint`, `domain`, `probe`, `book` (page requests), `groups` (those that
 //! wait), `events` (what goes into the event queue), `counters`, `status`, `setup`.
+//!
+//! # Example
+//! A device over the software host, and a driver that attaches an endpoint and maps a page for it:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use vhost_device_iommu::device::{Device, DeviceConfig, Reply};
+//! use vhost_device_iommu::host::soft::{SoftHost, default_properties};
+//! use vhost_device_iommu::spec::{
+//!     Attach, AttachFlags, DomainId, EndpointId, Gpa, Iova, Map, MapFlags, Pasid, Status, TAIL_LEN,
+//! };
+//! use zerocopy::IntoBytes;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let endpoint = EndpointId(0x28);
+//! let host = Arc::new(SoftHost::new()?);
+//! host.add_endpoint(endpoint, default_properties())?;
+//! let device = Device::new(DeviceConfig::default(), host, &[endpoint])?;
+//!
+//! // A front-end connects, and its guest's driver accepts every feature.
+//! device.connect();
+//! device.negotiate(device.offered_features().bits());
+//!
+//! let domain = DomainId(1);
+//! let attach = Attach::new(domain, endpoint, AttachFlags::empty(), Pasid(0));
+//! let map = Map::new(domain, Iova(0x1000), Iova(0x1fff), Gpa(0x8000), MapFlags::READ);
+//! let mut batch = device.requests();
+//! for request in [attach.as_bytes(), map.as_bytes()] {
+//!     let step = batch.execute(request, request.len(), TAIL_LEN);
+//!     assert_eq!(step.reply, Reply::Status(Status::Ok));
+//! }
+//! batch.finish();
+//! assert_eq!(device.mappings(domain).map_or(0, |mappings| mappings.len()), 1);
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 mod attach;
@@ -97,6 +134,10 @@ struct State {
 impl Device {
     /// A device over `host` with the endpoints named, each of which the host has. None is attached; they are
     /// in bypass or blocked as `boot_bypass` says.
+    ///
+    /// # Errors
+    /// [`SetupError::PageSizes`] and [`SetupError::InputRange`] where the configuration and [`Host::limits`] have nothing in
+    /// common, and what [`Device::add_endpoint`] says.
     pub fn new(
         config: DeviceConfig,
         host: Arc<dyn Host>,
@@ -191,7 +232,7 @@ impl Device {
         self.book().negotiate(features);
     }
 
-    /// The config space.
+    /// The config space (§ Device configuration layout), as the driver reads it: little-endian.
     pub fn config_space(&self) -> [u8; 40] {
         let (first_domain, last_domain) = self.config.domain_range;
         let config = Config {
@@ -233,6 +274,10 @@ impl Device {
     }
 
     /// Takes over a new map of guest memory: see [`Host::update_memory`].
+    ///
+    /// # Errors
+    /// The regions that the host could not take, or not give back. They are in the map nevertheless: the guest believes
+    /// them to be there, and [`Device::status`] says what is wrong with them.
     pub fn update_memory(
         &self,
         memory: &GuestMemoryMmap,
@@ -337,6 +382,11 @@ impl Device {
     }
 
     /// Adds an endpoint that the host has by now. It is in bypass or blocked, as the config space says.
+    ///
+    /// # Errors
+    /// [`SetupError::EndpointExists`]; [`SetupError::NoEndpoint`] where the host does not have it;
+    /// [`SetupError::ReservedRegions`] where the regions that are reserved for it overlap each other, are more than one for
+    /// doorbells, or take more room than PROBE was promised when the device was made.
     pub fn add_endpoint(&self, endpoint: EndpointId) -> Result<(), SetupError> {
         let mut state = self.state();
         if state.endpoints.contains_key(&endpoint) {
@@ -362,6 +412,9 @@ impl Device {
     }
 
     /// Removes an endpoint: its groups answered, its domains left, the host let go of it.
+    ///
+    /// # Errors
+    /// [`SetupError::NoEndpoint`].
     pub fn remove_endpoint(&self, endpoint: EndpointId) -> Result<(), SetupError> {
         let mut state = self.state();
         let gone = state

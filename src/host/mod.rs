@@ -92,7 +92,7 @@ pub struct ReservedRegion {
 pub struct EndpointProperties {
     /// It can raise page requests.
     pub page_requests: bool,
-    /// Width in bits of its PASIDs; 0 when it has none.
+    /// Width in bits of its PASIDs, at most 20; 0 when it has none.
     pub pasid_width: u8,
     /// What it distinguishes in accesses with a PASID.
     pub pasid_flags: PasidFlags,
@@ -267,6 +267,10 @@ pub trait Host: Send + Sync {
 
     /// Makes an address space for a new domain. The table is empty; the device keeps it up to date, and a
     /// host may read it whenever it needs, and never writes to it.
+    ///
+    /// # Errors
+    /// [`HostError::NoMemory`] where memory or a limit is exhausted, [`HostError::Internal`] otherwise. The domain does not
+    /// exist then.
     fn create_domain(&self, domain: DomainId, mappings: SharedMappings) -> Result<(), HostError>;
 
     /// Drops the address space of a domain that no requester is attached to, with its mappings.
@@ -279,6 +283,11 @@ pub trait Host: Send + Sync {
     /// previous attachment is in flight, and when the attachment changed its domain or its `page_requests`,
     /// every page-request group of the previous attachment is answered [`Answer::Invalid`] and its cookie is
     /// dead. Attaching to what it is attached to already changes nothing.
+    ///
+    /// # Errors
+    /// [`HostError::NoEndpoint`] where the host does not have the endpoint, [`HostError::Unsupported`] where its device
+    /// cannot do it, or not together with what is in the domain, [`HostError::NoMemory`] where memory or a limit is
+    /// exhausted, [`HostError::Internal`] otherwise.
     fn attach(&self, requester: Requester, to: Attachment) -> Result<(), HostError>;
 
     /// Maps, so far as the target is guest memory; the rest appears with [`Host::update_memory`]. The range
@@ -286,6 +295,11 @@ pub trait Host: Send + Sync {
     /// fails: a host that translates from the table has nothing to do.
     ///
     /// Guarantee: on error nothing of the mapping is in force.
+    ///
+    /// # Errors
+    /// [`HostError::Range`] where an endpoint of the domain cannot use the addresses, [`HostError::Unreachable`] where the
+    /// target is guest memory that the host could not take, [`HostError::NoMemory`] where memory or the limit of pinned
+    /// memory is exhausted, [`HostError::Internal`] otherwise.
     fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError>;
 
     /// Unmaps everything in the range. No mapping crosses its ends, and the table has lost the mappings
@@ -300,10 +314,16 @@ pub trait Host: Send + Sync {
 
     /// Takes over a new map of guest memory. `removed` regions leave every translation, bypass included,
     /// before this returns, errors or not; then `added` ones enter bypass and every mapping that points to
-    /// them. `memory` is the whole new map.
+    /// them.
     ///
-    /// On error, which tells all regions that failed, the parts of `added` that did are not accessible to endpoints;
-    /// everything else is. Until a region that failed as a whole is removed, a [`Host::map`] that leads to it fails.
+    /// The new map is described twice, and both descriptions are true: `memory` is all of it, for a host that accesses
+    /// memory itself (`soft`); `removed` and `added` are the difference to the map before, with the files, for a host
+    /// that has others access it (`iommufd`). A host may use either.
+    ///
+    /// # Errors
+    /// One for each region that failed, in the terms of [`Host::map`]. The parts of `added` that failed are not accessible
+    /// to endpoints; everything else is. Until a region that failed as a whole is removed, a [`Host::map`] that leads to
+    /// it fails.
     fn update_memory(
         &self,
         memory: &GuestMemoryMmap,
@@ -315,10 +335,15 @@ pub trait Host: Send + Sync {
     /// of the host.
     fn event_fds(&self) -> Vec<RawFd>;
 
-    /// Hands out what has come, at most a bounded number per call, oldest first.
+    /// Hands out what has come, at most a bounded number per call, oldest first. A call that hands out nothing says that
+    /// there is nothing.
     fn take_events(&self, sink: &mut dyn FnMut(HostEvent));
 
-    /// Answers a group. [`HostError::NoGroup`] when it was withdrawn meanwhile.
+    /// Answers a group.
+    ///
+    /// # Errors
+    /// [`HostError::NoGroup`] where it was withdrawn meanwhile. On [`HostError::NoMemory`] and [`HostError::Internal`] the
+    /// group still waits for its answer.
     fn respond(&self, cookie: Cookie, answer: Answer) -> Result<(), HostError>;
 
     /// Lets go of an endpoint: blocked, its groups answered, its device closed. Unknown ones are ignored.

@@ -6,6 +6,8 @@ use std::mem::{offset_of, size_of};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::ids::{DomainId, EndpointId, Gpa, GroupId, Iova, Pasid};
+
 /// The `type` of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -71,6 +73,16 @@ pub struct Head {
     pub kind: u8,
     /// Ignored (R17).
     pub reserved: [u8; 3],
+}
+
+impl Head {
+    /// The head of a request of this type.
+    pub const fn new(kind: RequestType) -> Self {
+        Self {
+            kind: kind as u8,
+            reserved: [0; 3],
+        }
+    }
 }
 
 /// Length in bytes of [`Tail`].
@@ -220,6 +232,103 @@ pub struct PageResponse {
     pub code: U16,
     /// Zero.
     pub reserved: [u8; 8],
+}
+
+// Requests as a driver makes them. Nothing is checked: flags may have unknown bits, a range may end before it begins, and
+// a PASID may come without its flag.
+impl Attach {
+    /// ATTACH; `pasid` is 0 without the flag PASID.
+    pub const fn new(
+        domain: DomainId,
+        endpoint: EndpointId,
+        flags: AttachFlags,
+        pasid: Pasid,
+    ) -> Self {
+        Self {
+            head: Head::new(RequestType::Attach),
+            domain: U32::new(domain.0),
+            endpoint: U32::new(endpoint.0),
+            flags: U32::new(flags.bits()),
+            pasid: U32::new(pasid.0),
+        }
+    }
+}
+
+impl Detach {
+    /// DETACH; `pasid` is 0 without the flag PASID.
+    pub const fn new(
+        domain: DomainId,
+        endpoint: EndpointId,
+        flags: DetachFlags,
+        pasid: Pasid,
+    ) -> Self {
+        Self {
+            head: Head::new(RequestType::Detach),
+            domain: U32::new(domain.0),
+            endpoint: U32::new(endpoint.0),
+            pasid: U32::new(pasid.0),
+            flags: U32::new(flags.bits()),
+        }
+    }
+}
+
+impl Map {
+    /// MAP of the addresses `first` to `last`, both included, to those from `gpa` on.
+    pub const fn new(domain: DomainId, first: Iova, last: Iova, gpa: Gpa, flags: MapFlags) -> Self {
+        Self {
+            head: Head::new(RequestType::Map),
+            domain: U32::new(domain.0),
+            virt_start: U64::new(first.0),
+            virt_end: U64::new(last.0),
+            phys_start: U64::new(gpa.0),
+            flags: U32::new(flags.bits()),
+        }
+    }
+}
+
+impl Unmap {
+    /// UNMAP of the addresses `first` to `last`, both included.
+    pub const fn new(domain: DomainId, first: Iova, last: Iova) -> Self {
+        Self {
+            head: Head::new(RequestType::Unmap),
+            domain: U32::new(domain.0),
+            virt_start: U64::new(first.0),
+            virt_end: U64::new(last.0),
+            reserved: U32::new(0),
+        }
+    }
+}
+
+impl Probe {
+    /// PROBE.
+    pub const fn new(endpoint: EndpointId) -> Self {
+        Self {
+            head: Head::new(RequestType::Probe),
+            endpoint: U32::new(endpoint.0),
+            reserved: [0; 64],
+        }
+    }
+}
+
+impl PageResponse {
+    /// PAGE_RESPONSE; `pasid` is 0 without the flag PASID, and `code` may be none of [`PageResponseCode`].
+    pub const fn new(
+        endpoint: EndpointId,
+        flags: PageResponseFlags,
+        pasid: Pasid,
+        group: GroupId,
+        code: u16,
+    ) -> Self {
+        Self {
+            head: Head::new(RequestType::PageResponse),
+            endpoint: U32::new(endpoint.0),
+            flags: U32::new(flags.bits()),
+            pasid: U32::new(pasid.0),
+            group_id: U16::new(group.0),
+            code: U16::new(code),
+            reserved: [0; 8],
+        }
+    }
 }
 
 /// The `code` of a PAGE_RESPONSE, in PCI's words (PCIe, Page Request Group Response).

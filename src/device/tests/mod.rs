@@ -18,14 +18,14 @@ mod time_out;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::device::events::EventQueue;
 use crate::device::{Device, DeviceConfig, Reply, Step};
 use crate::host::{PageRequest, Requester};
 use crate::spec::{
-    self, EndpointId, Event, EventFlags, Features, Head, Iova, Pasid, RequestType, Status,
+    self, AttachFlags, DetachFlags, DomainId, EndpointId, Event, EventFlags, Features, Gpa,
+    GroupId, Iova, MapFlags, PageResponseFlags, Pasid, Status,
 };
 
 use fake::{FakeHost, FakeQueue};
@@ -43,14 +43,6 @@ pub(super) struct Bench {
     pub device: Device,
     pub host: Arc<FakeHost>,
     pub now: Instant,
-}
-
-pub(super) fn head(kind: RequestType) -> Head {
-    Head {
-        kind: kind as u8,
-        // R17: ignored, so never zero here.
-        reserved: [0xa5; 3],
-    }
 }
 
 impl Bench {
@@ -131,16 +123,7 @@ impl Bench {
     }
 
     pub fn detach_with(&self, domain: u32, endpoint: u32, flags: u32, pasid: u32) -> Status {
-        self.status(
-            spec::Detach {
-                head: head(RequestType::Detach),
-                domain: U32::new(domain),
-                endpoint: U32::new(endpoint),
-                pasid: U32::new(pasid),
-                flags: U32::new(flags),
-            }
-            .as_bytes(),
-        )
+        self.status(detach_bytes(domain, endpoint, flags, pasid).as_bytes())
     }
 
     pub fn map(&self, domain: u32, first: u64, last: u64, gpa: u64, flags: u32) -> Status {
@@ -207,46 +190,44 @@ pub(super) fn page(address: u64, access: EventFlags) -> PageRequest {
     }
 }
 
+/// R17: `reserved` of the head is ignored, so it is never zero here.
+macro_rules! odd {
+    ($request:expr) => {{
+        let mut request = $request;
+        request.head.reserved = [0xa5; 3];
+        request
+    }};
+}
+
 pub(super) fn attach_bytes(domain: u32, endpoint: u32, flags: u32, pasid: u32) -> spec::Attach {
-    spec::Attach {
-        head: head(RequestType::Attach),
-        domain: U32::new(domain),
-        endpoint: U32::new(endpoint),
-        flags: U32::new(flags),
-        pasid: U32::new(pasid),
-    }
+    let flags = AttachFlags::from_bits_retain(flags);
+    let (domain, endpoint) = (DomainId(domain), EndpointId(endpoint));
+    odd!(spec::Attach::new(domain, endpoint, flags, Pasid(pasid)))
+}
+
+pub(super) fn detach_bytes(domain: u32, endpoint: u32, flags: u32, pasid: u32) -> spec::Detach {
+    let flags = DetachFlags::from_bits_retain(flags);
+    let (domain, endpoint) = (DomainId(domain), EndpointId(endpoint));
+    odd!(spec::Detach::new(domain, endpoint, flags, Pasid(pasid)))
 }
 
 pub(super) fn map_bytes(domain: u32, first: u64, last: u64, gpa: u64, flags: u32) -> Vec<u8> {
-    let map = spec::Map {
-        head: head(RequestType::Map),
-        domain: U32::new(domain),
-        virt_start: U64::new(first),
-        virt_end: U64::new(last),
-        phys_start: U64::new(gpa),
-        flags: U32::new(flags),
-    };
-    map.as_bytes().to_vec()
+    let flags = MapFlags::from_bits_retain(flags);
+    let (first, last) = (Iova(first), Iova(last));
+    let map = spec::Map::new(DomainId(domain), first, last, Gpa(gpa), flags);
+    odd!(map).as_bytes().to_vec()
 }
 
 pub(super) fn unmap_bytes(domain: u32, first: u64, last: u64) -> Vec<u8> {
-    let unmap = spec::Unmap {
-        head: head(RequestType::Unmap),
-        domain: U32::new(domain),
-        virt_start: U64::new(first),
-        virt_end: U64::new(last),
-        reserved: U32::new(0),
-    };
-    unmap.as_bytes().to_vec()
+    let unmap = spec::Unmap::new(DomainId(domain), Iova(first), Iova(last));
+    odd!(unmap).as_bytes().to_vec()
 }
 
 pub(super) fn probe_bytes(endpoint: u32) -> Vec<u8> {
-    let probe = spec::Probe {
-        head: head(RequestType::Probe),
-        endpoint: U32::new(endpoint),
-        reserved: [0x5a; 64],
-    };
-    probe.as_bytes().to_vec()
+    let mut probe = spec::Probe::new(EndpointId(endpoint));
+    // P54
+    probe.reserved = [0x5a; 64];
+    odd!(probe).as_bytes().to_vec()
 }
 
 pub(super) fn response_bytes(
@@ -256,15 +237,15 @@ pub(super) fn response_bytes(
     flags: u32,
     pasid: u32,
 ) -> spec::PageResponse {
-    spec::PageResponse {
-        head: head(RequestType::PageResponse),
-        endpoint: U32::new(endpoint),
-        flags: U32::new(flags),
-        pasid: U32::new(pasid),
-        group_id: U16::new(group),
-        code: U16::new(code),
-        reserved: [0; 8],
-    }
+    let flags = PageResponseFlags::from_bits_retain(flags);
+    let (endpoint, group) = (EndpointId(endpoint), GroupId(group));
+    odd!(spec::PageResponse::new(
+        endpoint,
+        flags,
+        Pasid(pasid),
+        group,
+        code
+    ))
 }
 
 pub(super) fn event(bytes: &[u8]) -> Event {

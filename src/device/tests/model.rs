@@ -215,15 +215,7 @@ fn bytes_of(op: &Op) -> Vec<u8> {
         } => attach_bytes(domain, endpoint, u32::from(bypass), 0)
             .as_bytes()
             .to_vec(),
-        Op::Detach { domain, endpoint } => crate::spec::Detach {
-            head: head(RequestType::Detach),
-            domain: U32::new(domain),
-            endpoint: U32::new(endpoint),
-            pasid: U32::new(0),
-            flags: U32::new(0),
-        }
-        .as_bytes()
-        .to_vec(),
+        Op::Detach { domain, endpoint } => detach_bytes(domain, endpoint, 0, 0).as_bytes().to_vec(),
         Op::Map {
             domain,
             first,

@@ -295,3 +295,9 @@ def ensure_debian_kernel() -> Kernel:
         raise Missing(f"Debian's packaged kernel: no image in {root / 'boot'}")
     release = images[0].name.removeprefix("vmlinuz-")
     return Kernel(images[0], root / "usr" / "lib" / "modules" / release)
+
+
+def release(image: pathlib.Path) -> str:
+    """The release of a kernel that was built here; of another one, where it is."""
+    file = image.parent / "build" / "include" / "config" / "kernel.release"
+    return file.read_text().strip() if file.exists() else str(image)

@@ -1,28 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The test suites: `unit`, `host`, `guest`, `nested`."""
+"""The suites, as jobs: `checks`, `unit`, `host`, `guest`, `nested`. docs/testing.md says what each proves."""
 
+import functools
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from . import boot, cargo, cross, debian, kernel, programs, qemu, selftest
+from . import cargo, classes, debian, fuzzing, processes, rotation, trouble
 from .cache import Missing
 from .cargo import ROOT
-from .tally import CargoCounter, Counter, Tally, UnittestCounter, follow, lines
+from .classes import TestClass
+from .lanes import Job
+from .parts import CHECKS, HOST, LAB, TESTS, UNIT, Parts
+from .tally import Libtest, Tally
 
-FUZZ_TARGETS = ("ring", "function")
-FUZZ_SECONDS = 60
+FUNCTIONAL = ROOT / "tests" / "functional"
+NESTED = ROOT / "tests" / "nested"
+LAB_TESTS = ROOT / "tests" / "lab"
 
-# What cargo-fuzz sets, so that a plain cargo is enough: coverage counters, comparisons, the address sanitizer.
-FUZZ_FLAGS = (
-    "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 "
-    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table "
-    "-Cllvm-args=-sanitizer-coverage-trace-compares -Clink-dead-code -Cforce-frame-pointers -Cdebug-assertions "
-    "-Coverflow-checks -Ccodegen-units=1 -Zsanitizer=address"
-)
-FUZZ_HOST = "x86_64-unknown-linux-gnu"
+CHECK_SECONDS = 900
+UNIT_SECONDS = 1200
+MIRI_SECONDS = 3600
+HOST_SECONDS = 900
+# A worker that says nothing for so long hangs: no test of the default run takes half of it on a busy machine.
+GUEST_SILENCE, NESTED_SILENCE = 600, 900
+CLASS_SECONDS = 3600
 
 # Beside an edu function on the root bus: an NVMe disk and an edu function behind ports of their own, and two more that
 # share a bridge to conventional PCI, and with it an IOMMU group.
@@ -33,184 +42,251 @@ NESTED_DEVICES = (
     "-device pcie-root-port,id=port1,chassis=2,slot=2 -device edu,bus=port1"
 )
 DISK_BYTES = 64 << 20
+# How long the disk is written and read at a time: in a default run, in a run of everything.
+DISK_SECONDS, LONG_DISK_SECONDS = "20", "120"
 
 
-def lab_environment() -> dict[str, str]:
-    """Where everything is, for tests that start QEMU."""
-    lab_kernel, debian_kernel = kernel.ensure_kernel(), kernel.ensure_debian_kernel()
-    return {
-        "LAB_QEMU": " ".join(qemu.ensure_qemu()),
-        "LAB_KERNEL": str(lab_kernel.image),
-        "LAB_MODULES": str(lab_kernel.modules),
-        "LAB_DEBIAN_KERNEL": str(debian_kernel.image),
-        "LAB_DEBIAN_MODULES": str(debian_kernel.modules),
-        "LAB_BACKEND": str(cargo.backend()),
-        "LAB_INIT": str(programs.guest_init()),
-        "LAB_PCI_SELFTEST": str(selftest.ensure_pci_selftest()),
-    }
+@dataclass
+class Options:
+    """What of the suites is to run."""
+
+    # All tests in their full sizes, instead of a default run.
+    everything: bool = False
+    # Tests whose name has this in it.
+    pattern: str | None = None
+    # Where logs are kept.
+    keep: Path | None = None
+    # Seconds that classes took.
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def wants(self, name: str) -> bool:
+        return self.pattern is None or classes.matches(name, self.pattern)
 
 
-def patched_environment() -> dict[str, str]:
-    """The same for the patched kernel."""
-    patched = kernel.ensure_patched_kernel()
-    return {"LAB_PATCHED_KERNEL": str(patched.image), "LAB_PATCHED_MODULES": str(patched.modules)}
+class Suites:
+    """Makes jobs of suites. What is needed of the lab is shared by all."""
 
+    def __init__(self, tally: Tally, options: Options):
+        self._tally = tally
+        self._options = options
+        self.parts = Parts(tally)
 
-def arm_environment() -> dict[str, str]:
-    """The same for a guest on Arm."""
-    # dtc and fdtoverlay put the IOMMU into its device tree.
-    debian.need_tools({"dtc": "device-tree-compiler", "fdtoverlay": "device-tree-compiler"})
-    stock, patched = kernel.ensure_arm_kernel(), kernel.ensure_arm_patched_kernel()
-    return {
-        "LAB_ARM_QEMU": " ".join(qemu.ensure_arm_qemu()),
-        "LAB_ARM_KERNEL": str(stock.image),
-        "LAB_ARM_MODULES": str(stock.modules),
-        "LAB_ARM_PATCHED_KERNEL": str(patched.image),
-        "LAB_ARM_PATCHED_MODULES": str(patched.modules),
-        "LAB_ARM_INIT": str(programs.arm_guest_init()),
-        "LAB_ARM_PCI_SELFTEST": str(selftest.ensure_pci_selftest(cross.COMPILER)),
-    }
+    def jobs(self, suite: str) -> list[Job]:
+        return SUITES[suite](self)
 
+    def _test(self, name: str, command: list[str], seconds: float, **options) -> None:
+        """A command that is one test; what it said is shown if it failed."""
+        said: list[str] = []
+        started = time.monotonic()
+        ended = processes.run(command, said.append, seconds, cwd=ROOT, **options)
+        detail = ended.late or (f"status {ended.status}" if ended.status else f"{time.monotonic() - started:.0f} s")
+        self._tally.test(name, ended.status == 0 and not ended.late, detail, said)
 
-def unit(tally: Tally) -> None:
-    """cargo test; miri on the pure modules; each fuzz target for a minute."""
-    before = tally.failed
-    status = follow(["cargo", "test", "--no-fail-fast"], CargoCounter(tally).line, cwd=ROOT, env=cargo.environment())
-    tally.finished("cargo test", status, before)
-    _miri(tally)
-    for target in FUZZ_TARGETS:
-        _fuzz(tally, target)
+    def checks(self) -> list[Job]:
+        """Format, lints, documentation, scripts."""
+        clippy = ["clippy", "--all-targets", "--all-features", "--", "-D", "warnings"]
+        doc = {**cargo.environment(), "RUSTDOCFLAGS": "-Dwarnings"}
 
+        def rust(name: str, tool: str, arguments: list[str], weight: float, holds: str, environment=None) -> Job:
+            def run() -> None:
+                if tool and subprocess.run(["cargo", tool, "--version"], capture_output=True, check=False).returncode:
+                    raise Missing(f"cargo {tool} is not installed: rustup component add {tool}")
+                environ = environment or cargo.environment()
+                self._test(f"checks::{name}", ["cargo", *arguments], CHECK_SECONDS, env=environ)
 
-def _miri(tally: Tally) -> None:
-    """The modules without I/O, under miri. A toolchain that has it cannot be had everywhere: its lack is no failure."""
-    version = subprocess.run(["cargo", "+nightly", "miri", "--version"], capture_output=True, check=False)
-    if version.returncode != 0:
-        print("unit: miri NOT RUN: not installed: rustup +nightly component add miri rust-src", flush=True)
-        return
-    before = tally.failed
-    # Property tests read the clock and the environment.
-    environment = {**cargo.environment(), "MIRIFLAGS": "-Zmiri-disable-isolation"}
-    command = ["cargo", "+nightly", "miri", "test", "--lib", "--", "spec::", "device::"]
-    status = follow(command, CargoCounter(tally).line, cwd=ROOT, env=environment)
-    tally.finished("cargo miri test", status, before)
+            return Job(f"checks::{name}", run, CHECKS, weight, holds=holds)
 
+        def shellcheck() -> None:
+            debian.need_tools({"shellcheck": "shellcheck"})
+            self._test("checks::shellcheck", ["shellcheck", *shell_scripts()], CHECK_SECONDS)
 
-def _fuzz(tally: Tally, name: str) -> None:
-    fuzz = ROOT / "fuzz"
-    if not (fuzz / "Cargo.toml").exists():
-        tally.missing("unit: fuzz", "fuzz/Cargo.toml does not exist")
-        return
-    # The flags are unstable ones; RUSTC_BOOTSTRAP lets every toolchain take them.
-    environment = {**cargo.environment(), "RUSTC_BOOTSTRAP": "1", "RUSTFLAGS": FUZZ_FLAGS}
-    build = ["build", "--release", "--manifest-path", str(fuzz / "Cargo.toml"), "--bin", name]
-    target = ["--target", FUZZ_HOST, "--target-dir", str(fuzz / "target")]
-    if subprocess.run(["cargo", *build, *target], cwd=ROOT, env=environment, check=False).returncode != 0:
-        tally.test(f"fuzz::{name}", False, "does not build")
-        return
-    program = fuzz / "target" / FUZZ_HOST / "release" / name
-    corpus, artifacts = fuzz / "corpus" / name, fuzz / "artifacts" / name
-    for directory in (corpus, artifacts):
-        directory.mkdir(parents=True, exist_ok=True)
-    command = [
-        str(program), f"-max_total_time={FUZZ_SECONDS}", "-timeout=10", "-print_final_stats=1",
-        f"-artifact_prefix={artifacts}/", str(corpus),
-    ]  # fmt: skip
-    seeds = fuzz / "seeds" / name
-    if seeds.is_dir():
-        command.append(str(seeds))
-    print(f"fuzz::{name}: {FUZZ_SECONDS} s", flush=True)
-    runs, output, status = 0, [], 1
-    for line in lines(command, cwd=fuzz):
-        if isinstance(line, int):
-            status = line
-            continue
-        output.append(line)
-        if found := re.match(r"stat::number_of_executed_units:\s*(\d+)", line):
-            runs = int(found[1])
-    good = status == 0 and runs > 0
-    if not good:
-        print("\n".join(output[-60:]))
-    tally.test(f"fuzz::{name}", good, f"{runs} inputs in {FUZZ_SECONDS} s" if good else f"see {artifacts}")
+        jobs = [
+            rust("fmt", "fmt", ["fmt", "--check"], 100, ""),
+            rust("clippy", "clippy", clippy, 90, "target/debug"),
+            rust("doc", "", ["doc", "--no-deps"], 30, "target/debug", doc),
+            Job("checks::shellcheck", shellcheck, CHECKS, 5),
+        ]
+        return [job for job in jobs if self._options.wants(job.name)]
 
+    def unit(self) -> list[Job]:
+        """cargo test; miri on the pure modules; the fuzz targets; the tests of the lab itself."""
+        options, jobs = self._options, []
 
-def _in_lab_kernel(tally: Tally, suite: str, host: boot.Host, program: list[str], counter: Counter) -> None:
-    """Runs tests in the lab kernel, and reads the kernel's log afterwards."""
-    before = tally.failed
-    result = boot.run(host, program, counter)
-    tally.finished(f"{suite} in the lab kernel", result.status, before)
-    trouble = result.trouble() or ([] if result.log else ["there is none"])
-    for line in trouble:
-        print(f"kernel: {line}")
-    tally.test(f"{suite}::kernel_log_is_free_of_warnings", not trouble)
+        def rust(name: str, command: list[str], seconds: float, environment: dict[str, str]) -> None:
+            libtest = Libtest(self._tally, "unit")
+            ended = processes.run(command, libtest.line, seconds, cwd=ROOT, env=environment)
+            libtest.ended(f"{name} ends with status 0", ended.status, ended.late)
 
+        def cargo_test() -> None:
+            filters = [options.pattern] if options.pattern else []
+            rust("cargo test", ["cargo", "test", "--no-fail-fast", *filters], UNIT_SECONDS, cargo.environment())
 
-def host(tally: Tally) -> None:
-    """The iommufd host on the kernel's mock devices, in the lab kernel."""
-    qemu.ensure_qemu(), kernel.ensure_kernel()
-    program = cargo.test_binary("host_suite")
-    command = [str(program), "--test-threads=1", "--color=never"]
-    _in_lab_kernel(tally, "host", boot.Host(iommu=True), command, CargoCounter(tally))
+        def miri() -> None:
+            """The modules without I/O. Not every toolchain has it: its lack is no failure."""
+            version = subprocess.run(["cargo", "+nightly", "miri", "--version"], capture_output=True, check=False)
+            if version.returncode != 0:
+                self._tally.show("unit: miri NOT RUN: not installed: rustup +nightly component add miri rust-src")
+                return
+            # Property tests read the clock and the environment.
+            environment = {**cargo.environment(), "MIRIFLAGS": "-Zmiri-disable-isolation"}
+            command = ["cargo", "+nightly", "miri", "test", "--lib", "--", "spec::", "device::"]
+            rust("cargo miri test", command, MIRI_SECONDS, environment)
 
+        jobs.append(Job("unit::cargo test", cargo_test, UNIT, 100, holds="target/debug"))
+        if options.pattern is None:
+            jobs.append(Job("unit::miri", miri, UNIT, 60, holds="target/miri"))
+        jobs.append(Job("unit::tests of the lab", self._lab_tests, CHECKS, 99))
+        return jobs + [job for job in fuzzing.jobs(self._tally, options.everything) if options.wants(job.name)]
 
-def guest(tally: Tally) -> None:
-    """Linux guests behind the back-end, with the software host: stock ones, with the patched driver, on a kernel that
-    checks itself, and on Arm."""
-    environment = {**os.environ, **lab_environment(), "PYTHONUNBUFFERED": "1"}
-    environment["LAB_ODD_BACKEND"] = str(cargo.odd_backend())
-    try:
-        environment |= patched_environment()
-    except Missing as missing:
-        tally.missing("guest: the patched kernel", missing)
-    try:
-        for name, found in (
-            ("LAB_DEBUG", kernel.ensure_debug_kernel()),
-            ("LAB_DEBUG_PATCHED", kernel.ensure_debug_patched_kernel()),
-        ):
-            environment |= {f"{name}_KERNEL": str(found.image), f"{name}_MODULES": str(found.modules)}
-        print("guest: test_debug_kernel runs on the kernel with lockdep and KASAN", flush=True)
-    except Missing as missing:
-        tally.missing("guest: the kernel with lockdep and KASAN", missing)
-    try:
-        environment |= arm_environment()
-    except Missing as missing:
-        tally.missing("guest: Arm", missing)
-    before = tally.failed
-    command = [sys.executable, "-m", "unittest", "discover", "-v"]
-    status = follow(command, UnittestCounter(tally).line, cwd=ROOT / "tests" / "functional", env=environment)
-    tally.finished("functional tests", status, before)
+    def _lab_tests(self) -> None:
+        """The tests of what runs the tests: by unittest alone."""
+        said: list[str] = []
+        filters = ["-k", self._options.pattern] if self._options.pattern else []
+        command = [sys.executable, "-m", "unittest", "discover", "-v", "-s", str(LAB_TESTS), *filters]
+        ended = processes.run(command, said.append, CHECK_SECONDS, cwd=ROOT)
+        ran = next((int(found[1]) for line in said if (found := re.match(r"Ran (\d+) tests? in ", line))), 0)
+        failed = sum(bool(re.match(r"(FAIL|ERROR): ", line)) for line in said)
+        for line in said:
+            if found := re.match(r"(test_\w+) \((.*)\) \.\.\. (.*)$", line):
+                self._tally.show(f"test unit::{found[2]} ... {found[3]}")
+        self._tally.count("unit::tests of the lab", max(ran - failed, 0), failed)
+        if failed or ended.status not in (0, 5) or ended.late or (not ran and not filters):
+            good = f"unittest: {ended.late or f'status {ended.status}'}, {ran} tests"
+            self._tally.test("unit::tests of the lab end with status 0", False, good, said)
 
+    def host(self) -> list[Job]:
+        """The iommufd host on the kernel's mock devices, in the lab kernel."""
+        parts = self.parts
 
-def nested(tally: Tally) -> None:
-    """The lab kernel as a host with an emulated Intel IOMMU and devices behind it, and guests inside it."""
-    environment = {
-        **lab_environment(),
-        **patched_environment(),
-        "LAB_TEST_BACKEND": str(cargo.test_backend()),
-        "LAB_PATIENCE": "5",
-        "LAB_DISK_SECONDS": os.environ.get("LAB_DISK_SECONDS", "120"),
-        "PYTHONPATH": str(ROOT / "tests" / "functional"),
-        "PYTHONUNBUFFERED": "1",
-    }
-    # The interpreter itself: a wrapper of it in PATH may need more than the lab kernel has.
-    interpreter, tests = os.path.realpath(sys.executable), ROOT / "tests" / "nested"
-    command = [interpreter, "-m", "unittest", "discover", "-v", "-s", str(tests)]
-    with tempfile.NamedTemporaryFile(prefix="lab-", suffix=".img", dir="/var/tmp") as disk:
-        disk.truncate(DISK_BYTES)
-        devices = NESTED_DEVICES.format(disk=disk.name).split()
-        machine = boot.Host(iommu=True, memory="4G", timeout=3600, environment=environment, extra=devices)
-        _in_lab_kernel(tally, "nested", machine, command, UnittestCounter(tally))
+        def run() -> None:
+            libtest = Libtest(self._tally, "host")
+            program = [parts.environment["LAB_HOST_SUITE"], "--test-threads=1", "--color=never"]
+            pattern = [self._options.pattern] if self._options.pattern else []
+            ended = self._in_lab_kernel("host", libtest.line, [*program, *pattern], ["--iommu"], HOST_SECONDS, ROOT)
+            libtest.ended("ends with status 0", ended.status, ended.late)
 
+        return [Job("host", run, HOST, 25, needs=(parts.kernel, parts.qemu, parts.host_suite))]
 
-SUITES = {"unit": unit, "host": host, "guest": guest, "nested": nested}
+    def _in_lab_kernel(
+        self, name: str, line: Callable[[str], None], program: list[str], options: list[str], seconds: float, cwd: Path
+    ) -> processes.Ended:
+        """Runs tests in the lab kernel, and reads the kernel's log afterwards: that is one test more."""
+        with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
+            log = (self._options.keep or Path(scratch)) / f"{name.replace('::', '-')}.kernel.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.unlink(missing_ok=True)
+            command = [*LAB, "run-host", f"--timeout={seconds}", f"--log={log}", *options, *program]
+            # The child ends the machine at its deadline; if it does not, it is ended with it.
+            ended = processes.run(command, line, seconds + 60, cwd=cwd)
+            text = log.read_text(errors="replace") if log.exists() else ""
+            found = trouble.lines(text) if text else ["there is no log"]
+            self._tally.test(f"{name} leaves no warning in the kernel's log", not found, block=found)
+            return ended
 
+    def guest(self) -> list[Job]:
+        """Linux guests behind the back-end, with the software host: stock ones, with the patched driver, on the debug
+        kernel, and on Arm."""
+        found = self._classes("guest", FUNCTIONAL)
+        if not self._options.everything and self._options.pattern is None:
+            selection = rotation.select(found, rotation.change())
+            self._tally.show(*(f"rotation: {line}" for line in selection.lines))
+            found = selection.classes
+        return [self._guest_job(cls) for cls in found]
 
-def run(names: list[str], tally: Tally) -> None:
-    for name in names:
-        print(f"== {name}", flush=True)
+    def _classes(self, suite: str, directory: Path) -> list[TestClass]:
+        environment = self._environment()
         try:
-            SUITES[name](tally)
-        except Missing as missing:
-            tally.missing(name, missing)
-        except cargo.BuildFailed as failure:
-            tally.test(f"{name} builds", False, str(failure))
+            found = classes.find(suite, directory, environment)
+        except classes.Unloadable as failure:
+            self._tally.test(f"{suite}::tests can be listed", False, block=failure.lines)
+            return []
+        return found if self._options.pattern is None else classes.matching(found, self._options.pattern)
+
+    def _environment(self) -> dict[str, str]:
+        environment = {
+            **os.environ,
+            **self.parts.environment,
+            "PYTHONPATH": f"{classes.SCRIPTS}:{FUNCTIONAL}",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "LAB_DISK_SECONDS": os.environ.get("LAB_DISK_SECONDS", DISK_SECONDS),
+        }
+        if self._options.everything:
+            environment |= {"LAB_EVERYTHING": "1", "LAB_DISK_SECONDS": LONG_DISK_SECONDS}
+        if self._options.keep:
+            environment["LAB_KEEP"] = str(self._options.keep)
+        return environment
+
+    def _measured(self, name: str, run: Callable[[], None]) -> Callable[[], None]:
+        """Notes how long it takes."""
+
+        @functools.wraps(run)
+        def measure() -> None:
+            started = time.monotonic()
+            run()
+            self._options.measured[name] = time.monotonic() - started
+
+        return measure
+
+    def _guest_job(self, cls: TestClass) -> Job:
+        parts, name = self.parts, f"guest::{cls.name}"
+
+        def run() -> None:
+            classes.run(self._tally, cls, FUNCTIONAL, self._environment(), CLASS_SECONDS, GUEST_SILENCE)
+
+        needs = [parts.backend, parts.odd_backend]
+        if cls.kind == "arm":
+            needs += [parts.arm_qemu, parts.arm_kernel, parts.arm_patched_kernel, parts.arm_init, parts.arm_selftest]
+        else:
+            needs += [parts.qemu, parts.kernel, parts.patched_kernel, parts.debian_kernel, parts.init, parts.selftest]
+        if cls.kind == "debug":
+            needs.append(parts.debug_kernels)
+        return Job(name, self._measured(name, run), TESTS, cls.weight, tuple(needs))
+
+    def nested(self) -> list[Job]:
+        """The lab kernel as a host with an emulated Intel IOMMU and devices behind it, and guests inside it."""
+        return [self._nested_job(cls) for cls in self._classes("nested", NESTED)]
+
+    def _nested_job(self, cls: TestClass) -> Job:
+        parts, name = self.parts, f"nested::{cls.name}"
+
+        def run() -> None:
+            environment = {**self._environment(), "LAB_PATIENCE": "5"}
+            passed_on = (key for key in environment if key.startswith(("LAB_", "PYTHON")))
+            with tempfile.NamedTemporaryFile(prefix="lab-", suffix=".img", dir="/var/tmp") as disk:
+                disk.truncate(DISK_BYTES)
+                options = ["--iommu", "--mem=4G", f"--qemu={NESTED_DEVICES.format(disk=shlex.quote(disk.name))}"]
+                options += [f"--env={key}={environment[key]}" for key in passed_on]
+                # The interpreter itself: a wrapper of it in PATH may need more than the lab kernel has.
+                program = classes.command(NESTED, cls.tests, os.path.realpath(sys.executable))
+                counter = classes.Run(self._tally, cls)
+                ended = self._in_lab_kernel(name, counter.line, program, options, CLASS_SECONDS, NESTED)
+                counter.ended(ended, list)
+
+        needs = (
+            parts.backend, parts.test_backend, parts.qemu, parts.kernel, parts.patched_kernel, parts.debian_kernel,
+            parts.init, parts.selftest,
+        )  # fmt: skip
+        return Job(name, self._measured(name, run), TESTS, cls.weight, needs)
+
+
+SUITES: dict[str, Callable[[Suites], list[Job]]] = {
+    "checks": Suites.checks,
+    "unit": Suites.unit,
+    "host": Suites.host,
+    "guest": Suites.guest,
+    "nested": Suites.nested,
+}
+
+
+def shell_scripts() -> list[str]:
+    """Every script for the shell, wherever it is."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    found = []
+    for name in filter(None, listed.split("\0")):
+        path = ROOT / name
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                if file.readline().strip() in (b"#!/bin/sh", b"#!/bin/bash"):
+                    found.append(str(path))
+    return found

@@ -1,42 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Counts of tests, read from the output of the test runners while it is shown."""
+"""Counts of tests, and the lines that are shown of them: a line a test, and what a failed one has said in one piece."""
 
-import abc
 import re
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-CARGO = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed;")
-UNITTEST_RAN = re.compile(r"^Ran (\d+) tests? in ")
-UNITTEST_END = re.compile(r"^(?:OK|FAILED)(?: \((.*)\))?$")
+RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed;")
+TEST = re.compile(r"^test (.+) \.\.\. (.*)$")
 
 
 @dataclass
 class Tally:
-    """Tests that passed and failed. A missing lab is a failure if the lab is required."""
+    """Tests that passed and failed. A missing lab is a failure if the lab is required. Threads share it."""
 
     lab_required: bool = False
     passed: int = 0
     failed: int = 0
+    # What failed, in the order in which it did.
+    failures: list[str] = field(default_factory=list)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
-    def test(self, name: str, good: bool, detail: str = "") -> None:
-        """Counts one test of ours, with a line like those of cargo."""
-        self.passed += good
-        self.failed += not good
-        print(f"test {name} ... {'ok' if good else 'FAILED'}{detail and ': ' + detail}", flush=True)
+    def show(self, *lines: str) -> None:
+        """Shows lines in one piece."""
+        with self._lock:
+            print("\n".join(lines), flush=True)
 
-    def missing(self, suite: str, why: object) -> None:
+    def test(self, name: str, good: bool, detail: str = "", block: Sequence[str] = ()) -> None:
+        """Counts a test and shows a line of it, and `block` if it failed."""
+        with self._lock:
+            self.count(name, int(good), int(not good))
+            self.show(f"test {name} ... {'ok' if good else 'FAILED'}{detail and ': ' + detail}")
+            if block and not good:
+                self.show(f"---- {name}", *block, f"---- end of {name}")
+
+    def count(self, name: str, passed: int, failed: int) -> None:
+        """Counts tests whose lines are shown already."""
+        with self._lock:
+            self.passed += passed
+            self.failed += failed
+            if failed:
+                self.failures.append(name if failed == 1 else f"{name} ({failed} tests)")
+
+    def missing(self, name: str, why: object) -> None:
         """A part that cannot run on this machine."""
-        print(f"{suite}: NOT RUN: {why}", flush=True)
-        self.failed += self.lab_required
-
-    def finished(self, what: str, status: int, failed_before: int) -> None:
-        """A runner ended: one that failed without a failed test (it did not compile, it died) is a failure."""
-        if status != 0 and self.failed == failed_before:
-            self.test(f"{what} ends with status 0", False, f"status {status}")
+        with self._lock:
+            self.show(f"{name}: NOT RUN: {why}")
+            if self.lab_required:
+                self.count(f"{name}: not run", 0, 1)
 
 
 class Output(Protocol):
@@ -47,52 +60,39 @@ class Output(Protocol):
     def flush(self) -> None: ...
 
 
-class Counter(abc.ABC):
-    """Counts from a test runner's output, and shows what is written to it."""
+class Libtest:
+    """Reads what libtest says, for `suite`: a line a test is shown, the rest is kept until something fails."""
 
-    def __init__(self, tally: Tally):
+    # More than this is not shown of what came before a failure.
+    KEPT = 4000
+
+    def __init__(self, tally: Tally, suite: str):
         self._tally = tally
+        self._suite = suite
+        self._kept: list[str] = []
+        self._failed = 0
 
-    @abc.abstractmethod
     def line(self, line: str) -> None:
         """Takes a line without its end."""
+        if found := RESULT.match(line):
+            passed, failed = int(found[1]), int(found[2])
+            self._failed += failed
+            self._tally.count(self._suite, passed, failed)
+            if failed:
+                self._show([*self._kept, line])
+            self._kept = []
+        elif found := TEST.match(line):
+            self._tally.show(f"test {self._suite}::{found[1]} ... {found[2]}")
+        else:
+            self._kept = [*self._kept[-self.KEPT :], line]
 
-    def write(self, text: str) -> None:
-        sys.stdout.write(text)
-        self.line(text.rstrip("\n"))
+    def ended(self, what: str, status: int, late: str = "") -> None:
+        """A runner ended: one that failed without a failed test (it did not compile, it died, it was late) is a failure."""
+        if late or (status != 0 and not self._failed):
+            self._tally.test(f"{self._suite}::{what}", False, late or f"status {status}", self._kept)
 
-    def flush(self) -> None:
-        sys.stdout.flush()
-
-
-class CargoCounter(Counter):
-    """Reads libtest's output."""
-
-    def line(self, line: str) -> None:
-        if found := CARGO.match(line):
-            self._tally.passed += int(found[1])
-            self._tally.failed += int(found[2])
-
-
-class UnittestCounter(Counter):
-    """Reads unittest's output."""
-
-    def __init__(self, tally: Tally):
-        super().__init__(tally)
-        self._ran = 0
-
-    def line(self, line: str) -> None:
-        if found := UNITTEST_RAN.match(line):
-            self._ran = int(found[1])
-        elif found := UNITTEST_END.match(line):
-            counts = dict(re.findall(r"([a-z ]+)=(\d+)", found[1] or ""))
-            counts = {name.strip(): int(count) for name, count in counts.items()}
-            failed = counts.get("failures", 0) + counts.get("errors", 0) + counts.get("unexpected successes", 0)
-            skipped = counts.get("skipped", 0)
-            # A test is skipped when the lab lacks something.
-            self._tally.failed += failed + (skipped if self._tally.lab_required else 0)
-            # An error in a class's set-up counts as a failure but not as a test that ran.
-            self._tally.passed += max(self._ran - failed - skipped, 0)
+    def _show(self, lines: list[str]) -> None:
+        self._tally.show(f"---- {self._suite}", *lines, f"---- end of {self._suite}")
 
 
 def lines(command: list[str], **options: Any) -> Iterator[str | int]:
@@ -104,15 +104,3 @@ def lines(command: list[str], **options: Any) -> Iterator[str | int]:
         for raw in process.stdout:
             yield raw.decode(errors="replace").rstrip("\n")
     yield process.returncode
-
-
-def follow(command: list[str], count: Callable[[str], None], **options: Any) -> int:
-    """Runs a command, shows its output and counts from it: its exit status."""
-    status = 1
-    for line in lines(command, **options):
-        if isinstance(line, int):
-            status = line
-        else:
-            print(line, flush=True)
-            count(line)
-    return status

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What the suites stand on, as jobs: kernels, QEMU, the back-end in its kinds, the guests' programs.
+
+Each is made when a suite needs it, once, and says in `environment` where it is: the LAB_* variables that tests read.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from . import cargo, cross, debian, kernel, processes, programs, qemu, selftest
+from .cache import Missing
+from .cargo import ROOT, BuildFailed
+from .lanes import Job
+from .tally import Tally
+
+LAB = [sys.executable, str(ROOT / "qemu-scripts" / "lab")]
+
+# The order in which free lanes take what is ready.
+KERNELS, CHECKS, BUILDS, UNIT, HOST, TESTS = range(6)
+
+# A kernel on a slow or busy machine, or one that another process is making.
+KERNEL_SECONDS = 3600
+FETCH_SECONDS = 1200
+
+
+class Parts:
+    """The jobs that make what is needed."""
+
+    def __init__(self, tally: Tally):
+        self._tally = tally
+        self.environment: dict[str, str] = {}
+
+    def _lab(self, arguments: list[str], seconds: float) -> None:
+        """Runs qemu-scripts/lab, which says in its last line what is missing."""
+        last = "no output"
+
+        def take(line: str) -> None:
+            nonlocal last
+            last = line or last
+            if line.startswith("lab: "):
+                self._tally.show(line)
+
+        ended = processes.run([*LAB, *arguments], take, seconds)
+        if ended.status != 0:
+            raise Missing(f"{' '.join(arguments)}: {ended.late or last.removeprefix('lab: ')}")
+
+    # What comes from the archive.
+
+    @functools.cached_property
+    def version(self) -> Job:
+        """Which Linux it is, for all that follows."""
+
+        def run() -> None:
+            os.environ["LAB_LINUX"] = kernel.version()
+            self._tally.show(f"lab: kernels of Linux {os.environ['LAB_LINUX']}")
+
+        return Job("the version of Linux", run, KERNELS)
+
+    @functools.cached_property
+    def qemu(self) -> Job:
+        def run() -> None:
+            self._lab(["qemu"], FETCH_SECONDS)
+            self.environment["LAB_QEMU"] = " ".join(qemu.ensure_qemu())
+
+        return Job("QEMU", run, KERNELS, 20)
+
+    @functools.cached_property
+    def arm_qemu(self) -> Job:
+        def run() -> None:
+            self._lab(["arm-qemu"], FETCH_SECONDS)
+            self.environment["LAB_ARM_QEMU"] = " ".join(qemu.ensure_arm_qemu())
+
+        return Job("QEMU for Arm", run, KERNELS, 10)
+
+    @functools.cached_property
+    def debian_kernel(self) -> Job:
+        def run() -> None:
+            self._lab(["debian-kernel"], FETCH_SECONDS)
+            self._say("LAB_DEBIAN", kernel.ensure_debian_kernel())
+
+        return Job("Debian's packaged kernel", run, KERNELS, 20)
+
+    # Kernels: those that most tests wait for come first, the debug kernel last.
+
+    def _say(self, name: str, found: kernel.Kernel) -> None:
+        self.environment |= {f"{name}_KERNEL": str(found.image), f"{name}_MODULES": str(found.modules)}
+
+    def _kernel(
+        self,
+        name: str,
+        command: str,
+        variable: str,
+        ensure: Callable[[], kernel.Kernel],
+        weight: float,
+        needs: tuple[Job, ...],
+        after: tuple[Job, ...] = (),
+    ) -> Job:
+        def run() -> None:
+            self._lab([command], KERNEL_SECONDS)
+            self._say(variable, ensure())
+
+        return Job(name, run, KERNELS, weight, needs=(self.version, *needs), after=after, holds="the lab's cache")
+
+    @functools.cached_property
+    def kernel(self) -> Job:
+        return self._kernel("lab kernel", "kernel", "LAB", kernel.ensure_kernel, 315, ())
+
+    @functools.cached_property
+    def patched_kernel(self) -> Job:
+        ensure = kernel.ensure_patched_kernel
+        return self._kernel("patched kernel", "patched-kernel", "LAB_PATCHED", ensure, 30, (self.kernel,))
+
+    @functools.cached_property
+    def arm_kernel(self) -> Job:
+        ensure, after = kernel.ensure_arm_kernel, (self.kernel, self.patched_kernel)
+        return self._kernel("kernel for Arm", "arm-kernel", "LAB_ARM", ensure, 130, (), after)
+
+    @functools.cached_property
+    def arm_patched_kernel(self) -> Job:
+        ensure, needs = kernel.ensure_arm_patched_kernel, (self.arm_kernel,)
+        return self._kernel("patched kernel for Arm", "arm-patched-kernel", "LAB_ARM_PATCHED", ensure, 30, needs)
+
+    @functools.cached_property
+    def debug_kernels(self) -> Job:
+        after = (self.kernel, self.patched_kernel, self.arm_kernel, self.arm_patched_kernel)
+        ensure = kernel.ensure_debug_patched_kernel
+        job = self._kernel("debug kernel", "debug-kernel", "LAB_DEBUG_PATCHED", ensure, 700, (), after)
+        both = job.run
+
+        def run() -> None:
+            both()
+            self._say("LAB_DEBUG", kernel.ensure_debug_kernel())
+
+        job.run = run
+        return job
+
+    # What is built here. Cargo's directories are each for one build at a time.
+
+    def _cargo(
+        self,
+        name: str,
+        variable: str,
+        build: Callable[[Callable[[str], None]], Path],
+        weight: float,
+        holds: str = "target/debug",
+    ) -> Job:
+        def run() -> None:
+            said: list[str] = []
+            try:
+                self.environment[variable] = str(build(said.append))
+            except BuildFailed as failure:
+                raise BuildFailed(str(failure), said) from failure
+
+        return Job(name, run, BUILDS, weight, holds=holds)
+
+    @functools.cached_property
+    def backend(self) -> Job:
+        return self._cargo("build of the back-end", "LAB_BACKEND", cargo.backend, 80, "target/release")
+
+    @functools.cached_property
+    def test_backend(self) -> Job:
+        return self._cargo("build of the back-end for mock devices", "LAB_TEST_BACKEND", cargo.test_backend, 20)
+
+    @functools.cached_property
+    def odd_backend(self) -> Job:
+        return self._cargo("build of the back-end with odd bits", "LAB_ODD_BACKEND", cargo.odd_backend, 20)
+
+    @functools.cached_property
+    def host_suite(self) -> Job:
+        build = functools.partial(cargo.test_binary, "host_suite")
+        return self._cargo("build of the host suite", "LAB_HOST_SUITE", build, 20)
+
+    def _init(self, name: str, variable: str, make: Callable[[Callable[[str], None]], Path]) -> Job:
+        def run() -> None:
+            said: list[str] = []
+            try:
+                self.environment[variable] = str(make(said.append))
+            except BuildFailed as failure:
+                raise BuildFailed(str(failure), said) from failure
+
+        return Job(name, run, BUILDS, 5)
+
+    @functools.cached_property
+    def init(self) -> Job:
+        """The program that is init in the guests."""
+        return self._init("build of the guests' init", "LAB_INIT", programs.guest_init)
+
+    @functools.cached_property
+    def arm_init(self) -> Job:
+        """The same for Arm."""
+
+        def make(show: Callable[[str], None]) -> Path:
+            # They put the IOMMU into the machine's device tree.
+            debian.need_tools({"dtc": "device-tree-compiler", "fdtoverlay": "device-tree-compiler"})
+            return programs.arm_guest_init(show)
+
+        return self._init("build of the guests' init for Arm", "LAB_ARM_INIT", make)
+
+    @functools.cached_property
+    def selftest(self) -> Job:
+        """The kernel's own test of PCI endpoints."""
+
+        def run() -> None:
+            self.environment["LAB_PCI_SELFTEST"] = str(selftest.ensure_pci_selftest())
+
+        return Job("the kernel's test of PCI endpoints", run, BUILDS, 2, needs=(self.kernel,))
+
+    @functools.cached_property
+    def arm_selftest(self) -> Job:
+        def run() -> None:
+            self.environment["LAB_ARM_PCI_SELFTEST"] = str(selftest.ensure_pci_selftest(cross.COMPILER))
+
+        return Job("the kernel's test of PCI endpoints for Arm", run, BUILDS, 2, needs=(self.kernel,))
+
+    def versions(self) -> str:
+        """What Linux and which QEMU a run stood on."""
+        have, words = self.environment, []
+        if image := have.get("LAB_KERNEL"):
+            words.append(f"Linux {kernel.release(Path(image))}")
+        if modules := have.get("LAB_DEBIAN_MODULES"):
+            words.append(f"Debian's {Path(modules).name}")
+        if "LAB_QEMU" in have:
+            words.append(qemu.version())
+        return ", ".join(words)

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What of the tests on the debug kernel and on Arm is in a default run.
+
+They are tests of the lab kernel again, and most of their time. A run takes a third of each kind: the first when classes are
+ordered by a hash of the commit and their name, so commit by commit every class has its turn. It takes a class always if it
+is in `ALWAYS`, and if what it tests has changed: `BROAD` and `Change`.
+"""
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .cargo import ROOT
+from .classes import TestClass
+
+SHARE = 3
+
+# The kinds of tests that rotate.
+ROTATING = ("debug", "arm")
+
+# Modules of tests whose classes are in every run on the debug kernel, with all that derives from them: what they exercise in
+# the guest's driver (page requests, their ends, functions that come and go, the driver's life) is where races and uses after
+# free were found.
+ALWAYS = {
+    "debug": {"test_page_requests", "test_page_request_ends", "test_hot_plug", "test_qmp", "test_lifecycle"},
+    "arm": set(),
+}
+
+# What all tests of a kind test: if one of these has changed, all of them run.
+COMMON = ("guest/linux/", "guest/init/", "src/device/", "src/transport/", "src/spec/", "tests/functional/bases/")
+BROAD = {
+    "debug": (*COMMON, "guest/kernel/lab", "guest/kernel/debug"),
+    "arm": (*COMMON, "guest/kernel/arm64", "qemu-scripts/lab_kit/vm/arm.py"),
+}
+
+# A checkout that is nobody's branch is taken for what was landed last: this many commits at most.
+LANDED = 10
+
+# The branches that something lands on.
+BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master")
+
+
+@dataclass(frozen=True)
+class Change:
+    """The commit, what has changed in it, and since when."""
+
+    commit: str
+    # Paths in the tree; None if it cannot be known.
+    files: frozenset[str] | None
+    since: str
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+def _base(commit: str) -> tuple[str, str] | None:
+    """Where the change began, and how that is known: where this branch left the one it lands on, or some commits ago."""
+    if chosen := os.environ.get("LAB_BASE"):
+        found = _git("rev-parse", "--verify", "-q", f"{chosen}^{{commit}}")
+        return (found, f"LAB_BASE={chosen}") if found else None
+    for branch in BRANCHES:
+        found = _git("merge-base", commit, branch)
+        if found and found != commit:
+            return found, f"where it left {branch}"
+    found = _git("rev-parse", "--verify", "-q", f"{commit}~{LANDED}")
+    return (found, f"{LANDED} commits ago") if found else None
+
+
+def change() -> Change:
+    """What has changed, with what is not committed yet. LAB_BASE names the commit since which."""
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return Change("", None, "no history")
+    base = _base(commit)
+    if base is None:
+        return Change(commit, None, "the history does not reach back far enough")
+    # Both names of a file that was moved.
+    changed = _git("diff", "--name-only", "--no-renames", base[0])
+    untracked = _git("ls-files", "--others", "--exclude-standard")
+    if changed is None or untracked is None:
+        return Change(commit, None, "git does not tell")
+    return Change(commit, frozenset([*changed.splitlines(), *untracked.splitlines()]), f"{base[0][:12]}, {base[1]}")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What runs, and lines that say what was left out and why the rest was not."""
+
+    classes: list[TestClass]
+    lines: list[str]
+
+
+def select(classes: Iterable[TestClass], change: Change) -> Selection:
+    """The classes of a default run."""
+    classes = list(classes)
+    chosen, lines = [cls for cls in classes if cls.kind not in ROTATING], []
+    for kind in ROTATING:
+        own = [cls for cls in classes if cls.kind == kind]
+        if not own:
+            continue
+        reason = _all_of(kind, change)
+        if reason:
+            chosen += own
+            lines.append(f"{kind}: all {len(own)} classes: {reason}")
+            continue
+        fixed = [cls for cls in own if cls.modules & ALWAYS[kind] or _touched(cls, change)]
+        rest = [cls for cls in own if cls not in fixed]
+        turn = slice_of(rest, change.commit)
+        chosen += fixed + turn
+        lines.append(f"{kind}: {len(fixed)} of {len(own)} classes always or as their tests have changed: {_names(fixed)}")
+        lines.append(f"{kind}: {len(turn)} of the other {len(rest)} classes by turns: {_names(turn)}")
+    return Selection(sorted(chosen, key=lambda cls: cls.name), lines)
+
+
+def _names(classes: list[TestClass]) -> str:
+    return ", ".join(sorted(cls.name.partition(".")[2] for cls in classes)) or "none"
+
+
+def _all_of(kind: str, change: Change) -> str:
+    """Why all classes of a kind run, if they do."""
+    if change.files is None:
+        return change.since
+    touched = sorted(file for file in change.files if file.startswith(BROAD[kind]))
+    return f"{touched[0]} has changed" if touched else ""
+
+
+def _touched(cls: TestClass, change: Change) -> bool:
+    """Whether a module of the class's tests has changed; the one that lists the classes of a kind is in all of them."""
+    own = cls.modules - {cls.name.partition(".")[0]}
+    return any(f"tests/functional/{module}.py" in (change.files or ()) for module in own)
+
+
+def slice_of(classes: list[TestClass], commit: str) -> list[TestClass]:
+    """A third of the classes: those whose turn it is with this commit."""
+
+    def place(cls: TestClass) -> str:
+        return hashlib.sha256(f"{commit}\0{cls.name}".encode()).hexdigest()
+
+    return sorted(classes, key=place)[: -(-len(classes) // SHARE)]

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+"""What the tests of the lab have in common. Importing this makes `lab_kit` importable."""
+
+import contextlib
+import io
+import pathlib
+import sys
+from collections.abc import Iterator
+
+SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "qemu-scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from lab_kit.tally import Tally  # noqa: E402
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[io.StringIO]:
+    """What is printed meanwhile."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        yield output
+
+
+def counts(tally: Tally) -> tuple[int, int]:
+    return tally.passed, tally.failed

@@ -46,15 +46,21 @@ Acquire::Retries "3";
 #clear DPkg::Post-Invoke;
 """
 
+# The longest that one command may take: a download, a build of a patched kernel.
+SECONDS = 3600
+
 # Package lists younger than this are used as they are.
 FRESH_SECONDS = 3600
 
 
 def run(command: list[str], what: str, **options: Any) -> str:
     """Runs a command: its output. A failure is one line with the command's last words."""
-    options.setdefault("env", {**os.environ, "LC_ALL": "C"})
+    options = {"env": {**os.environ, "LC_ALL": "C"}, "timeout": SECONDS, **options}
     result: subprocess.CompletedProcess[str]
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, **options)
+    try:
+        result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, **options)
+    except subprocess.TimeoutExpired as late:
+        raise Missing(f"{what}: {shlex.join(command[:2])} took more than {late.timeout:.0f} s") from late
     if result.returncode != 0:
         words = [line for line in result.stderr.splitlines() + result.stdout.splitlines() if line.strip()]
         errors = [line for line in words if line.startswith("E:")] or words[-1:] or ["no message"]
@@ -191,11 +197,20 @@ def need_tools(tools: dict[str, str]) -> None:
     def there(tool: str) -> bool:
         return pathlib.Path(tool).exists() if tool.startswith("/") else shutil.which(tool) is not None
 
-    packages = sorted({package for tool, package in tools.items() if not there(tool)})
-    if not packages:
+    def lacking() -> list[str]:
+        return sorted({package for tool, package in tools.items() if not there(tool)})
+
+    if not (packages := lacking()):
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise Missing(f"build tools are missing: apt-get install {' '.join(packages)}")
+    # apt waits for another apt's lock on what is installed, and not for that on the lists.
+    with cache.lock("build-tools"):
+        if packages := lacking():
+            _install(packages)
+
+
+def _install(packages: list[str]) -> None:
     say(f"installing {' '.join(packages)}")
     install = ["apt-get", "-y", "-o", "DPkg::Lock::Timeout=300", "--no-install-recommends", "install", *packages]
     environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}

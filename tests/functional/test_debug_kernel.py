@@ -124,8 +124,9 @@ class StockDriverFaultEngineTest(DebugKernel, test_fault_engine.StockDriverTest)
 
 
 class StockDriverLoadTest(DebugKernel, test_load.LoadTest):
-    """`test_load` on the debug kernel."""
+    """`test_load` on the debug kernel, where a mapping takes many times as long."""
 
+    most = test_load.MANY
     kernel = staticmethod(lab.debug_kernel)
 
 

@@ -40,7 +40,8 @@ def _show(line: str) -> None:
 
 def build(arguments: list[str], name: str, show: Callable[[str], None] = _show, **variables: str) -> pathlib.Path:
     """Builds with `cargo ARGUMENTS` and environment variables: the executable of the target `name`."""
-    say(f"building {name}")
+    if show is _show:
+        say(f"building {name}")
     found: list[pathlib.Path] = []
 
     def take(line: str) -> None:

@@ -40,7 +40,7 @@ def jobs(tally: Tally, everything: bool) -> list[Job]:
         except cargo.BuildFailed as failure:
             raise cargo.BuildFailed(str(failure), said) from failure
 
-    built = Job("build of the fuzz targets", build, BUILDS, 70, holds="fuzz/target")
+    built = Job("build of the fuzz targets", build, BUILDS, 70, holds="fuzz/target", makes=True)
     seconds = LONG_SECONDS if everything else SECONDS
     return [Job(f"unit::fuzz::{name}", _run(tally, name, seconds), UNIT, 150, needs=(built,)) for name in TARGETS]
 

@@ -7,6 +7,7 @@ which order they are taken up, follows from the jobs alone.
 
 import enum
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ class Job:
     after: tuple["Job", ...] = ()
     # Of jobs that hold the same thing, one runs at a time.
     holds: str = ""
+    # Whether it makes what others need, so that its end is worth a line.
+    makes: bool = False
     state: State = field(default=State.WAITING, init=False)
     # Why it failed, and whether that is counted already.
     reason: str = field(default="", init=False)
@@ -128,8 +131,11 @@ class Lanes:
 
     def _carry_out(self, job: Job) -> None:
         state, reason = State.DONE, ""
+        started = time.monotonic()
         try:
             job.run()
+            if job.makes:
+                self._tally.show(f"lab: {job.name}: there after {time.monotonic() - started:.0f} s")
         except Missing as missing:
             state, reason = State.FAILED, str(missing)
         except BuildFailed as failure:

@@ -65,7 +65,7 @@ class Parts:
             self._lab(["qemu"], FETCH_SECONDS)
             self.environment["LAB_QEMU"] = " ".join(qemu.ensure_qemu())
 
-        return Job("QEMU", run, KERNELS, 20)
+        return Job("QEMU", run, KERNELS, 20, makes=True)
 
     @functools.cached_property
     def arm_qemu(self) -> Job:
@@ -73,7 +73,7 @@ class Parts:
             self._lab(["arm-qemu"], FETCH_SECONDS)
             self.environment["LAB_ARM_QEMU"] = " ".join(qemu.ensure_arm_qemu())
 
-        return Job("QEMU for Arm", run, KERNELS, 10)
+        return Job("QEMU for Arm", run, KERNELS, 10, makes=True)
 
     @functools.cached_property
     def debian_kernel(self) -> Job:
@@ -81,7 +81,7 @@ class Parts:
             self._lab(["debian-kernel"], FETCH_SECONDS)
             self._say("LAB_DEBIAN", kernel.ensure_debian_kernel())
 
-        return Job("Debian's packaged kernel", run, KERNELS, 20)
+        return Job("Debian's packaged kernel", run, KERNELS, 20, makes=True)
 
     # Kernels: those that most tests wait for come first, the debug kernel last.
 
@@ -102,7 +102,7 @@ class Parts:
             self._lab([command], KERNEL_SECONDS)
             self._say(variable, ensure())
 
-        return Job(name, run, KERNELS, weight, needs=(self.version, *needs), after=after, holds="the lab's cache")
+        return Job(name, run, KERNELS, weight, needs=(self.version, *needs), after=after, holds="the lab's cache", makes=True)
 
     @functools.cached_property
     def kernel(self) -> Job:
@@ -154,7 +154,7 @@ class Parts:
             except BuildFailed as failure:
                 raise BuildFailed(str(failure), said) from failure
 
-        return Job(name, run, BUILDS, weight, holds=holds)
+        return Job(name, run, BUILDS, weight, holds=holds, makes=True)
 
     @functools.cached_property
     def backend(self) -> Job:
@@ -181,7 +181,7 @@ class Parts:
             except BuildFailed as failure:
                 raise BuildFailed(str(failure), said) from failure
 
-        return Job(name, run, BUILDS, 5)
+        return Job(name, run, BUILDS, 5, makes=True)
 
     @functools.cached_property
     def init(self) -> Job:

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A software endpoint: its properties, and where the accesses of each of its address spaces go.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::host::mapping::SharedMappings;
-use crate::host::soft::Port;
 use crate::host::{EndpointProperties, PageRequests, PerPasid};
 use crate::spec::{DomainId, Pasid};
 
@@ -70,8 +69,6 @@ pub(super) struct Endpoint {
     /// Held for reading while a translation is looked up and while a page request is raised; `None` once the endpoint is
     /// removed. Lock order: a port's, this, the mapping table's, the events'.
     views: RwLock<Option<Views>>,
-    /// The port that [`super::SoftHost::shared_port`] hands out, as long as it is in use.
-    pub(super) shared_port: Mutex<Weak<Port>>,
 }
 
 impl Endpoint {
@@ -80,7 +77,6 @@ impl Endpoint {
         Self {
             properties,
             views: RwLock::new(Some(Views(PerPasid::new(View::Blocked)))),
-            shared_port: Mutex::default(),
         }
     }
 

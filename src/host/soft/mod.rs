@@ -29,7 +29,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
@@ -50,7 +50,7 @@ pub use port::Port;
 
 use endpoint::{Endpoint, View};
 use events::EventSource;
-use port::PortState;
+use port::Ports;
 
 /// Width of a PASID: all that PCI has.
 const PASID_WIDTH: u8 = 20;
@@ -70,11 +70,10 @@ pub fn default_properties() -> EndpointProperties {
 pub struct SoftHost {
     endpoints: RwLock<BTreeMap<EndpointId, Arc<Endpoint>>>,
     domains: Mutex<BTreeMap<DomainId, SharedMappings>>,
-    /// Guest memory for ports that are made; each keeps its own copy of the map.
-    memory: Mutex<GuestMemoryMmap>,
-    /// Held while a port is made, so that it misses no change of memory.
-    ports: RwLock<Vec<Arc<PortState>>>,
-    events: EventSource,
+    ports: Arc<Ports>,
+    /// Those that [`SoftHost::shared_port`] hands out, as long as they are in use.
+    shared_ports: Mutex<BTreeMap<EndpointId, Weak<Port>>>,
+    events: Arc<EventSource>,
 }
 
 impl SoftHost {
@@ -86,9 +85,9 @@ impl SoftHost {
         Ok(Self {
             endpoints: RwLock::default(),
             domains: Mutex::default(),
-            memory: Mutex::new(GuestMemoryMmap::new()),
-            ports: RwLock::default(),
-            events: EventSource::new()?,
+            ports: Arc::default(),
+            shared_ports: Mutex::default(),
+            events: Arc::new(EventSource::new()?),
         })
     }
 
@@ -114,9 +113,9 @@ impl SoftHost {
     ///
     /// # Errors
     /// [`HostError::NoEndpoint`].
-    pub fn port(self: &Arc<Self>, id: EndpointId) -> Result<Port, HostError> {
+    pub fn port(&self, id: EndpointId) -> Result<Port, HostError> {
         let endpoint = self.find(id).ok_or(HostError::NoEndpoint(id))?;
-        Ok(self.port_of(id, endpoint))
+        Ok(Port::new(id, endpoint, &self.events, &self.ports))
     }
 
     /// The port that single accesses share, such as those of the control socket: however many of them wait for the guest,
@@ -124,36 +123,19 @@ impl SoftHost {
     ///
     /// # Errors
     /// [`HostError::NoEndpoint`].
-    pub fn shared_port(self: &Arc<Self>, id: EndpointId) -> Result<Arc<Port>, HostError> {
-        let endpoint = self.find(id).ok_or(HostError::NoEndpoint(id))?;
-        let mut shared = endpoint.shared_port.lock();
-        if let Some(port) = shared.upgrade() {
+    pub fn shared_port(&self, id: EndpointId) -> Result<Arc<Port>, HostError> {
+        // Locked before the endpoint is found: its removal comes here behind it.
+        let mut shared = self.shared_ports.lock();
+        if let Some(port) = shared.get(&id).and_then(Weak::upgrade) {
             return Ok(port);
         }
-        let port = Arc::new(self.port_of(id, Arc::clone(&endpoint)));
-        *shared = Arc::downgrade(&port);
+        let port = Arc::new(self.port(id)?);
+        shared.insert(id, Arc::downgrade(&port));
         Ok(port)
-    }
-
-    fn port_of(self: &Arc<Self>, id: EndpointId, endpoint: Arc<Endpoint>) -> Port {
-        let mut ports = self.ports.write();
-        let state = Arc::new(PortState::new(id, self.memory.lock().clone()));
-        ports.push(Arc::clone(&state));
-        Port::new(Arc::clone(self), endpoint, state)
-    }
-
-    fn forget_port(&self, state: &Arc<PortState>) {
-        self.ports.write().retain(|port| !Arc::ptr_eq(port, state));
     }
 
     fn find(&self, id: EndpointId) -> Option<Arc<Endpoint>> {
         self.endpoints.read().get(&id).cloned()
-    }
-
-    fn ports_of(&self, endpoint: EndpointId) -> Vec<Arc<PortState>> {
-        let ports = self.ports.read();
-        let of = ports.iter().filter(|port| port.endpoint == endpoint);
-        of.cloned().collect()
     }
 
     fn view(&self, to: Attachment) -> Result<View, HostError> {
@@ -215,9 +197,7 @@ impl Host for SoftHost {
             self.events.withdraw(requester);
         }
         // Waits for the accesses in flight.
-        for port in self.ports_of(id) {
-            port.invalidate_requester(requester.pasid);
-        }
+        self.ports.invalidate_requester(requester);
         Ok(())
     }
 
@@ -228,10 +208,7 @@ impl Host for SoftHost {
 
     /// Ports that are used lose what they keep. The lock of each is held by its access in flight, if there is one.
     fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
-        port::publish_change();
-        for port in self.ports.read().iter().filter(|port| port.is_used()) {
-            port.invalidate_range(domain, range);
-        }
+        self.ports.invalidate_range(domain, range);
         Ok(())
     }
 
@@ -245,10 +222,7 @@ impl Host for SoftHost {
         _removed: &[MemoryRegion],
         _added: &[MemoryRegion],
     ) -> Result<(), Vec<MemoryError>> {
-        *self.memory.lock() = memory.clone();
-        for port in self.ports.read().iter() {
-            port.set_memory(memory.clone());
-        }
+        self.ports.set_memory(memory);
         Ok(())
     }
 
@@ -273,18 +247,11 @@ impl Host for SoftHost {
         let removed = self.endpoints.write().remove(&endpoint);
         if let Some(removed) = removed {
             *removed.views_mut() = None;
-            for port in self.ports_of(endpoint) {
-                port.invalidate_all();
-            }
+            self.shared_ports.lock().remove(&endpoint);
+            self.ports.invalidate_endpoint(endpoint);
             self.events.withdraw_endpoint(endpoint);
         }
     }
-}
-
-/// Locks a table of the device. Nothing panics while it holds this lock, and if something did, the table is still whole.
-fn read<T>(lock: &std::sync::RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
-    lock.read()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Wakes a thread that is parked until a future can go on, as in [`block_on`].

@@ -19,22 +19,21 @@
 mod state;
 mod walk;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLockReadGuard};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use crate::host::mapping::{IovaRange, Mapping};
+use crate::host::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
 use crate::host::soft::access::{Access, AccessError, Denied, Transfer};
 use crate::host::soft::cache::{CacheCounters, Cached};
 use crate::host::soft::endpoint::{Endpoint, View, Views};
-use crate::host::soft::events::PendingResponse;
-use crate::host::soft::{SoftHost, read};
+use crate::host::soft::events::{EventSource, PendingResponse};
 use crate::host::{Fault, PageRequest, PageRequests, Requester};
-use crate::spec::{DomainId, Gpa, Iova, MapFlags, PageResponseCode, Pasid, Reason};
+use crate::spec::{DomainId, EndpointId, Gpa, Iova, MapFlags, PageResponseCode, Pasid, Reason};
 
-pub(super) use state::{PortState, publish_change};
+pub(super) use state::Ports;
 
-use state::Inner;
+use state::{Inner, PortState};
 use walk::Walk;
 
 /// The most bytes transferred before the lock is let go: an UNMAP waits for no more than this, some ten
@@ -44,19 +43,26 @@ const CHUNK: usize = 64 << 10;
 /// How often [`Port::access`] tries again after answers SUCCESS that brought it no further. Then it is a fault.
 pub(super) const MAX_RETRIES: u32 = 100;
 
-/// An agent's way to memory. Made by [`SoftHost::port`].
+/// An agent's way to memory. Made by [`super::SoftHost::port`].
 pub struct Port {
-    host: Arc<SoftHost>,
     endpoint: Arc<Endpoint>,
+    events: Arc<EventSource>,
+    ports: Arc<Ports>,
     state: Arc<PortState>,
 }
 
 impl Port {
-    pub(super) fn new(host: Arc<SoftHost>, endpoint: Arc<Endpoint>, state: Arc<PortState>) -> Self {
+    pub(super) fn new(
+        id: EndpointId,
+        endpoint: Arc<Endpoint>,
+        events: &Arc<EventSource>,
+        ports: &Arc<Ports>,
+    ) -> Self {
         Self {
-            host,
             endpoint,
-            state,
+            events: Arc::clone(events),
+            ports: Arc::clone(ports),
+            state: ports.add(id),
         }
     }
 
@@ -309,7 +315,7 @@ impl Port {
         };
         Ok(match view {
             View::Blocked => {
-                self.host.events.fault(Fault {
+                self.events.fault(Fault {
                     requester: self.requester(pasid),
                     reason: Reason::Domain,
                     address: Some(first.address),
@@ -333,13 +339,13 @@ impl Port {
         pages: Vec<PageRequest>,
         _views: &Option<Views>,
     ) -> PendingResponse {
-        self.host.events.raise(self.requester(pasid), pages)
+        self.events.raise(self.requester(pasid), pages)
     }
 
     /// Tells the driver of an access that was given up.
     pub fn report(&self, access: Access, denied: Denied, iova: Iova) {
         if let Some(reason) = denied.reason() {
-            self.host.events.fault(Fault {
+            self.events.fault(Fault {
                 requester: self.requester(access.pasid),
                 reason,
                 address: Some(iova),
@@ -401,6 +407,11 @@ impl Inner {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        self.host.forget_port(&self.state);
+        self.ports.remove(&self.state);
     }
+}
+
+/// Locks a table of the device. Nothing panics while it holds this lock, and if something did, the table is still whole.
+fn read(mappings: &SharedMappings) -> RwLockReadGuard<'_, MappingTable> {
+    mappings.read().unwrap_or_else(PoisonError::into_inner)
 }

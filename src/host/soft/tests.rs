@@ -708,7 +708,7 @@ fn taking_away_waits_for_accesses_in_flight() {
     f.attach(A, PageRequests::Unwanted);
     f.map(0, 0xfff, 0x5000, RW);
     let _port = f.port(A);
-    let state = Arc::clone(&f.host.ports.read()[0]);
+    let state = Arc::clone(&f.host.ports.of(A.endpoint)[0]);
     let (done, finished) = mpsc::channel();
     thread::scope(|scope| {
         let in_flight = state.lock_for_access();

@@ -1,24 +1,91 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The part of a port that the host can invalidate: its caches and its guest memory, under one lock.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use vm_memory::GuestMemoryMmap;
 
+use crate::host::Requester;
 use crate::host::mapping::IovaRange;
 use crate::host::soft::cache::{Cache, Cached};
-use crate::spec::{DomainId, EndpointId, Pasid};
+use crate::spec::{DomainId, EndpointId};
 
-/// Makes a change of tables or views visible to ports before [`PortState::is_used`] is asked.
-pub(in crate::host::soft) fn publish_change() {
-    fence(Ordering::SeqCst);
+/// The ports of a host.
+#[derive(Default)]
+pub(in crate::host::soft) struct Ports(RwLock<Open>);
+
+#[derive(Default)]
+struct Open {
+    /// What a port that is made begins with; each keeps its own copy of the map.
+    memory: GuestMemoryMmap,
+    ports: Vec<Arc<PortState>>,
+}
+
+impl Ports {
+    pub(super) fn add(&self, endpoint: EndpointId) -> Arc<PortState> {
+        let mut open = self.0.write();
+        let state = Arc::new(PortState::new(endpoint, open.memory.clone()));
+        open.ports.push(Arc::clone(&state));
+        state
+    }
+
+    pub(super) fn remove(&self, state: &Arc<PortState>) {
+        self.0
+            .write()
+            .ports
+            .retain(|port| !Arc::ptr_eq(port, state));
+    }
+
+    /// When this returns, no access uses another memory.
+    pub(in crate::host::soft) fn set_memory(&self, memory: &GuestMemoryMmap) {
+        let mut open = self.0.write();
+        open.memory = memory.clone();
+        for port in &open.ports {
+            port.lock().memory = memory.clone();
+        }
+    }
+
+    /// When this returns, no access through translations of the range is in flight, and none is cached. The table has
+    /// lost them already.
+    pub(in crate::host::soft) fn invalidate_range(&self, domain: DomainId, range: IovaRange) {
+        // The change of the table is visible to ports before they are asked whether they are used.
+        fence(Ordering::SeqCst);
+        for port in self.0.read().ports.iter().filter(|port| port.is_used()) {
+            let mut inner = port.lock();
+            inner.atc.invalidate_range(domain, range);
+            inner.iotlb.invalidate_range(domain, range);
+        }
+    }
+
+    /// The same for everything that a requester had.
+    pub(in crate::host::soft) fn invalidate_requester(&self, requester: Requester) {
+        for port in self.of(requester.endpoint) {
+            let matching = |cached: &Cached| cached.pasid == requester.pasid;
+            port.lock().invalidate_where(matching);
+        }
+    }
+
+    /// The same for everything that an endpoint had.
+    pub(in crate::host::soft) fn invalidate_endpoint(&self, endpoint: EndpointId) {
+        for port in self.of(endpoint) {
+            port.lock().invalidate_where(|_| true);
+        }
+    }
+
+    /// The ports of an endpoint.
+    pub(in crate::host::soft) fn of(&self, endpoint: EndpointId) -> Vec<Arc<PortState>> {
+        let open = self.0.read();
+        let of = open.ports.iter().filter(|port| port.endpoint == endpoint);
+        of.cloned().collect()
+    }
 }
 
 /// What the host keeps of a port.
 #[repr(align(128))]
 pub(in crate::host::soft) struct PortState {
-    pub(in crate::host::soft) endpoint: EndpointId,
+    pub(super) endpoint: EndpointId,
     /// Taken before the endpoint's views, the mapping table and the events; never while one of them is held.
     inner: Mutex<Inner>,
     /// How many callers of [`Self::lock`] want the lock. A mutex is not fair: an agent that never pauses would keep an
@@ -52,7 +119,7 @@ impl Inner {
 }
 
 impl PortState {
-    pub(in crate::host::soft) fn new(endpoint: EndpointId, memory: GuestMemoryMmap) -> Self {
+    fn new(endpoint: EndpointId, memory: GuestMemoryMmap) -> Self {
         Self {
             endpoint,
             inner: Mutex::new(Inner {
@@ -65,9 +132,9 @@ impl PortState {
         }
     }
 
-    /// Whether it may have a translation of before, in a cache or in an access. [`publish_change`] comes first,
-    /// and behind the change: then either this is true of an access that can have found the old state, or that
-    /// access finds the new one.
+    /// Whether it may have a translation of before, in a cache or in an access. A fence comes first, and behind the
+    /// change: then either this is true of an access that can have found the old state, or that access finds the new
+    /// one.
     pub(in crate::host::soft) fn is_used(&self) -> bool {
         self.used.load(Ordering::Relaxed)
     }
@@ -94,32 +161,10 @@ impl PortState {
         inner
     }
 
-    pub(in crate::host::soft) fn set_memory(&self, memory: GuestMemoryMmap) {
-        self.lock().memory = memory;
-    }
-
     pub(super) fn clear(&self) {
         let mut inner = self.lock();
         inner.atc.clear();
         inner.iotlb.clear();
         self.used.store(false, Ordering::Relaxed);
-    }
-
-    /// When this returns, no access through translations of the range is in flight, and none is cached. The
-    /// table has lost them already.
-    pub(in crate::host::soft) fn invalidate_range(&self, domain: DomainId, range: IovaRange) {
-        let mut inner = self.lock();
-        inner.atc.invalidate_range(domain, range);
-        inner.iotlb.invalidate_range(domain, range);
-    }
-
-    /// The same for everything that a requester had.
-    pub(in crate::host::soft) fn invalidate_requester(&self, pasid: Option<Pasid>) {
-        self.lock().invalidate_where(|cached| cached.pasid == pasid);
-    }
-
-    /// The same for everything.
-    pub(in crate::host::soft) fn invalidate_all(&self) {
-        self.lock().invalidate_where(|_| true);
     }
 }

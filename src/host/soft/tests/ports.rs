@@ -238,7 +238,7 @@ fn a_port_of_a_removed_endpoint_denies_everything() {
         Err(Denied::NoPasid(20))
     );
     drop(port);
-    assert!(f.host.ports.read().is_empty());
+    assert!(f.host.ports.of(A.endpoint).is_empty());
 }
 
 #[test]
@@ -323,7 +323,7 @@ fn only_a_port_that_was_used_is_invalidated() {
     let f = Fixture::new();
     f.attach(A, PageRequests::Unwanted);
     let port = f.port(A);
-    let is_used = || f.host.ports.read()[0].is_used();
+    let is_used = || f.host.ports.of(A.endpoint)[0].is_used();
     for _ in 0..3 {
         f.map(0x1000, 0x1fff, 0x5000, RW);
         assert!(!is_used());
@@ -334,4 +334,83 @@ fn only_a_port_that_was_used_is_invalidated() {
         port.flush();
     }
     assert_eq!(port.counters().invalidated, 3);
+}
+
+#[test]
+fn single_accesses_share_a_port_as_long_as_it_is_in_use() {
+    let f = Fixture::new();
+    let shared = || f.host.shared_port(A.endpoint).expect("port");
+    let (first, second) = (shared(), shared());
+    assert!(Arc::ptr_eq(&first, &second));
+    drop((first, second));
+    assert!(f.host.ports.of(A.endpoint).is_empty());
+    let of_removed = shared();
+    f.host.remove_endpoint(A.endpoint);
+    assert!(f.host.shared_port(A.endpoint).is_err());
+    let added = f.host.add_endpoint(A.endpoint, default_properties());
+    added.expect("endpoint");
+    f.attach(A, PageRequests::Unwanted);
+    f.map(0x1000, 0x1fff, 0x5000, RW);
+    assert_eq!(peek(&shared(), READ, 0x1000), Ok(5));
+    assert_eq!(peek(&of_removed, READ, 0x1000), Err(Denied::NoEndpoint));
+}
+
+/// A copy of `length` bytes between addresses.
+fn copy(port: &Port, translated: bool, from: u64, to: u64, length: usize) -> usize {
+    let half = |access: Access| Access {
+        translated,
+        ..access
+    };
+    port.copy((half(READ), Iova(from)), (half(WRITE), Iova(to)), length)
+}
+
+#[test]
+fn a_copy_goes_as_far_as_both_ranges_are_mapped_for_it() {
+    for translated in [false, true] {
+        let f = Fixture::new();
+        f.attach(A, PageRequests::Reported);
+        f.map(0x1000, 0x1fff, 0x5000, MapFlags::READ);
+        f.map(0x2000, 0x2fff, 0x9000, MapFlags::READ);
+        f.map(0x10_0000, 0x10_0fff, 0x20_000, RW);
+        f.map(0x10_1000, 0x10_17ff, 0x30_000, MapFlags::WRITE);
+        let port = f.port(A);
+        let copy = |from, to, length| copy(&port, translated, from, to, length);
+        assert_eq!(copy(0x1800, 0x10_0000, 0x3000), 0x1800);
+        let byte = |gpa| f.memory.read_obj::<u8>(GuestAddress(gpa)).expect("memory");
+        assert_eq!(
+            [0x20_000, 0x20_7ff, 0x20_800, 0x30_7ff].map(byte),
+            [5, 5, 9, 9]
+        );
+        assert_eq!([0x21_000, 0x30_800].map(byte), [0x21, 0x30]);
+        // Not readable, not writable, not there, beyond the last address, nothing.
+        for (from, to) in [
+            (0x10_1000, 0x10_0000),
+            (0x10_0000, 0x1000),
+            (0x4000, 0x10_0000),
+            (u64::MAX, 0x10_0000),
+        ] {
+            assert_eq!(copy(from, to, 16), 0, "{from:#x} to {to:#x}");
+        }
+        assert_eq!(copy(0x1000, 0x10_0000, 0), 0);
+        assert!(f.events().is_empty(), "a copy neither reports nor asks");
+    }
+}
+
+#[test]
+fn a_copy_with_ats_uses_the_endpoints_cache_and_one_without_leaves_it_alone() {
+    let f = Fixture::new();
+    f.attach(A, PageRequests::Unwanted);
+    f.map(0x1000, 0x1fff, 0x5000, RW);
+    f.map(0x2000, 0x2fff, 0x9000, RW);
+    let port = f.port(A);
+    assert_eq!(copy(&port, false, 0x1000, 0x2000, 16), 16);
+    assert!(port.cached().is_empty());
+    assert_eq!(copy(&port, true, 0x1000, 0x2000, 16), 16);
+    assert_eq!(port.cached().len(), 2);
+    f.take_from_table(0x1000, 0x2fff);
+    assert_eq!(copy(&port, false, 0x1000, 0x2000, 16), 0);
+    assert_eq!(copy(&port, true, 0x1000, 0x2000, 16), 16, "stale");
+    let range = IovaRange::new(0x1000, 0x2fff).expect("range");
+    f.host.unmap(DOMAIN, range).expect("unmap");
+    assert_eq!(copy(&port, true, 0x1000, 0x2000, 16), 0);
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use vhost_device_iommu::host::mapping::{IovaRange, Mapping, MappingTable};
 use vhost_device_iommu::host::soft::{SoftHost, default_properties};
 use vhost_device_iommu::host::{Attachment, Host, PageRequests, Requester};
-use vhost_device_iommu::soft_endpoint::{Device, Place};
+use vhost_device_iommu::soft_endpoint::{PciFunction, Region};
 use vhost_device_iommu::spec::{DomainId, EndpointId, Gpa, MapFlags};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -84,9 +84,9 @@ impl Iommu {
     }
 
     fn copy(&self) -> Figure {
-        let device = Device::new(REQUESTER.endpoint, &self.host).expect("device");
+        let device = PciFunction::new(REQUESTER.endpoint, &self.host).expect("device");
         device
-            .write(Place::Config, 4, &[6, 0])
+            .write(Region::Config, 4, &[6, 0])
             .expect("memory and bus mastering");
         let mut buffer = 0;
         let ours = microseconds(|| {
@@ -101,14 +101,14 @@ impl Iommu {
             ] {
                 let bytes = (value as u32).to_le_bytes();
                 device
-                    .write(Place::Bar(0), register, &bytes)
+                    .write(Region::Bar(0), register, &bytes)
                     .expect("write");
             }
             let mut status = [0; 4];
             while u32::from_le_bytes(status) & IRQ_RAISED == 0 {
                 spin_loop();
                 device
-                    .read(Place::Bar(0), STATUS, &mut status)
+                    .read(Region::Bar(0), STATUS, &mut status)
                     .expect("read");
             }
             assert_eq!(u32::from_le_bytes(status), COPY_SUCCESS | IRQ_RAISED);

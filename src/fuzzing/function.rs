@@ -14,7 +14,7 @@ use crate::host::mapping::{IovaRange, Mapping, MappingTable};
 use crate::host::soft::{SoftHost, default_properties};
 use crate::host::{Answer, Attachment, Host, HostEvent, PageRequests, Requester};
 use crate::soft_endpoint::InterruptKind;
-use crate::soft_endpoint::device::{Device, Place};
+use crate::soft_endpoint::pci_function::{PciFunction, Region};
 use crate::spec::{DomainId, EndpointId, Gpa, MapFlags};
 
 const ENDPOINT: EndpointId = EndpointId(1);
@@ -52,10 +52,10 @@ pub fn function(input: &[u8]) {
 }
 
 impl<'a> Input<'a> {
-    fn place(&mut self) -> Option<Place> {
+    fn place(&mut self) -> Option<Region> {
         Some(match self.u8()? % 4 {
-            0 => Place::Config,
-            bar => Place::Bar(usize::from(bar) - 1),
+            0 => Region::Config,
+            bar => Region::Bar(usize::from(bar) - 1),
         })
     }
 
@@ -68,7 +68,7 @@ impl<'a> Input<'a> {
 struct Run {
     memory: GuestMemoryMmap,
     host: Arc<SoftHost>,
-    device: Device,
+    device: PciFunction,
 }
 
 impl Run {
@@ -88,14 +88,14 @@ impl Run {
         table.insert(&mapping).expect("empty");
         host.create_domain(DOMAIN, Arc::new(RwLock::new(table)))
             .expect("domain");
-        let device = Device::new(ENDPOINT, &host).expect("device");
+        let device = PciFunction::new(ENDPOINT, &host).expect("device");
         let run = Self {
             memory,
             host,
             device,
         };
         run.attach(1);
-        run.write(Place::Config, 4, &ENABLED);
+        run.write(Region::Config, 4, &ENABLED);
         run
     }
 
@@ -108,7 +108,7 @@ impl Run {
             1 => {
                 let (place, offset) = (input.place()?, input.u16()?.into());
                 let mut data = vec![0; input.u8()?.into()];
-                let fits = offset + data.len() as u64 <= Device::length(place);
+                let fits = offset + data.len() as u64 <= PciFunction::length(place);
                 let read = self.device.read(place, offset, &mut data);
                 assert_eq!(read.is_ok(), fits);
             }
@@ -127,14 +127,14 @@ impl Run {
             }
             _ => {
                 self.device.reset();
-                self.write(Place::Config, 4, &ENABLED);
+                self.write(Region::Config, 4, &ENABLED);
             }
         }
         Some(())
     }
 
-    fn write(&self, place: Place, offset: u64, data: &[u8]) {
-        let fits = offset + data.len() as u64 <= Device::length(place);
+    fn write(&self, place: Region, offset: u64, data: &[u8]) {
+        let fits = offset + data.len() as u64 <= PciFunction::length(place);
         assert_eq!(self.device.write(place, offset, data).is_ok(), fits);
     }
 
@@ -177,7 +177,7 @@ impl Run {
     fn settle(&self) {
         for _ in 0..MAX_LOOKS {
             let mut status = [0; 4];
-            let read = self.device.read(Place::Bar(0), 8, &mut status);
+            let read = self.device.read(Region::Bar(0), 8, &mut status);
             if read.is_err() || status[0] & 0x40 != 0 {
                 break;
             }
@@ -188,10 +188,10 @@ impl Run {
     /// What must hold at the end of every input.
     fn end(self) {
         self.device.reset();
-        let fresh = Device::new(ENDPOINT, &self.host).expect("device");
-        let config = |device: &Device| {
+        let fresh = PciFunction::new(ENDPOINT, &self.host).expect("device");
+        let config = |device: &PciFunction| {
             let mut bytes = vec![0; 4096];
-            device.read(Place::Config, 0, &mut bytes).expect("read");
+            device.read(Region::Config, 0, &mut bytes).expect("read");
             bytes
         };
         assert!(config(&self.device) == config(&fresh), "a reset resets");

@@ -6,7 +6,7 @@ mod layout;
 
 use std::sync::Arc;
 
-use crate::soft_endpoint::function::{Enabled, Function};
+use crate::soft_endpoint::function::{Enabled, Function, FunctionState};
 use crate::soft_endpoint::interrupts::Signalling;
 use crate::soft_endpoint::pri;
 
@@ -25,11 +25,11 @@ pub(super) enum Effect {
 /// Configuration space of a function.
 pub(super) struct ConfigSpace {
     image: Image,
-    function: Arc<Function>,
+    function: Arc<FunctionState>,
 }
 
 impl ConfigSpace {
-    pub(super) fn new(function: Arc<Function>) -> Self {
+    pub(super) fn new(function: Arc<FunctionState>) -> Self {
         Self {
             image: Image::new(),
             function,

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use serde_json::Value;
 
-use crate::soft_endpoint::engine;
 use crate::soft_endpoint::interrupts::Interrupts;
 use crate::soft_endpoint::pri::PageRequestInterface;
 use crate::spec::EndpointId;
@@ -30,10 +29,21 @@ bitflags::bitflags! {
     }
 }
 
-/// What the blocks of registers are given: who they are, what they may do, how they interrupt.
+/// What agents need of their function.
+pub trait Function: Send + Sync {
+    /// What configuration space enables now.
+    fn enabled(&self) -> Enabled;
+    /// The Page Request Interface: its registers are in configuration space.
+    fn page_requests(&self) -> &Arc<PageRequestInterface>;
+    /// Raises an interrupt vector by MSI-X, MSI or INTx, whichever is enabled. INTx has one, and of MSI those that the
+    /// driver has not enabled are the last that it has.
+    fn raise(&self, vector: u16);
+}
+
+/// What the parts of a function share: which endpoint it is, what it may do, how it interrupts.
 ///
-/// Configuration space changes it; blocks look at it before each transaction.
-pub struct Function {
+/// Configuration space changes it; agents look at it before each access.
+pub struct FunctionState {
     endpoint: EndpointId,
     enabled: AtomicU32,
     decodes: AtomicBool,
@@ -41,7 +51,7 @@ pub struct Function {
     interrupts: Interrupts,
 }
 
-impl Function {
+impl FunctionState {
     /// A function of an endpoint, with nothing enabled.
     pub fn new(endpoint: EndpointId) -> Self {
         Self {
@@ -58,11 +68,6 @@ impl Function {
         self.endpoint
     }
 
-    /// What configuration space enables now.
-    pub fn enabled(&self) -> Enabled {
-        Enabled::from_bits_truncate(self.enabled.load(Ordering::Acquire))
-    }
-
     pub(super) fn set_enabled(&self, enabled: Enabled) {
         self.enabled.store(enabled.bits(), Ordering::Release);
     }
@@ -76,34 +81,23 @@ impl Function {
         self.decodes.store(decodes, Ordering::Release);
     }
 
-    /// The Page Request Interface: its registers are in configuration space.
-    pub fn page_requests(&self) -> &Arc<PageRequestInterface> {
-        &self.page_requests
-    }
-
     /// The interrupts.
     pub fn interrupts(&self) -> &Interrupts {
         &self.interrupts
     }
-
-    /// Raises an interrupt vector by whichever of MSI-X, MSI and INTx is enabled. INTx has one, and of MSI those that
-    /// the driver has not enabled are the last that it has.
-    pub fn raise(&self, vector: u16) {
-        self.interrupts.raise(vector);
-    }
 }
 
-impl engine::Function for Function {
+impl Function for FunctionState {
     fn enabled(&self) -> Enabled {
-        self.enabled()
+        Enabled::from_bits_truncate(self.enabled.load(Ordering::Acquire))
     }
 
     fn page_requests(&self) -> &Arc<PageRequestInterface> {
-        self.page_requests()
+        &self.page_requests
     }
 
     fn raise(&self, vector: u16) {
-        self.raise(vector);
+        self.interrupts.raise(vector);
     }
 }
 

@@ -7,8 +7,8 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 /// Vectors of MSI: all that it can have.
@@ -159,9 +159,8 @@ impl Inner {
 }
 
 impl Interrupts {
-    /// Nothing panics while it holds this lock, and if something did, what it guards is still whole.
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Raises a vector by what is enabled. With INTx there is one.

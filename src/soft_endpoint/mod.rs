@@ -2,7 +2,7 @@
 //! A PCI function in software, served over vfio-user: what stands behind `--endpoint ID,soft=SOCKET`.
 //!
 //! ```text
-//! front-end ── guard ── server ── Device ─┬─ config ──── Function (what configuration space enables, interrupts)
+//! front-end ── guard ── server ── PciFunction ─┬─ config ──── Function (what configuration space enables, interrupts)
 //!                                         └─ RegisterBlock per BAR ── DMA ── software IOMMU
 //! ```
 //!
@@ -19,12 +19,13 @@
 //! over vfio-user is closed unseen. `docs/soft-endpoint.md` is the data sheet.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod config;
-pub(crate) mod device;
 pub mod engine;
 pub mod function;
 mod guard;
 mod interrupts;
+pub(crate) mod pci_function;
 pub mod pri;
 mod scratch;
 mod server;
@@ -33,17 +34,18 @@ mod transfer;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::Value;
 
 use crate::host::soft::SoftHost;
 use crate::os::socket_file::{ListenError, SocketFile};
 use crate::spec::EndpointId;
 
-pub use device::{Device, NoSuchRegister, Place};
-pub use function::{Enabled, Function, RegisterBlock};
+pub use function::{Enabled, Function, FunctionState, RegisterBlock};
 pub use interrupts::{InterruptKind, Interrupts};
+pub use pci_function::{NoSuchRegister, PciFunction, Region};
 pub use pri::PageRequestInterface;
 
 use server::Server;
@@ -61,7 +63,7 @@ pub enum ServeError {
 
 /// A function that is served on a socket, until it is dropped.
 pub struct SoftEndpoint {
-    device: Arc<Device>,
+    device: Arc<PciFunction>,
     /// Dropped before its socket file is: nobody is accepted any more when the file goes.
     server: Server,
     _file: SocketFile,
@@ -72,7 +74,7 @@ impl SoftEndpoint {
     pub fn start(id: EndpointId, host: &Arc<SoftHost>, path: &Path) -> Result<Self, ServeError> {
         let file = SocketFile::bind(path)?;
         let start = || {
-            let device = Arc::new(Device::new(id, host)?);
+            let device = Arc::new(PciFunction::new(id, host)?);
             let listener = file.listener().try_clone()?;
             let server = Server::start(listener, Arc::clone(&device))?;
             Ok((device, server))
@@ -100,7 +102,7 @@ pub struct SoftEndpoints(Mutex<BTreeMap<EndpointId, SoftEndpoint>>);
 
 impl SoftEndpoints {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<EndpointId, SoftEndpoint>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Serves a function of the endpoint, which has none yet.

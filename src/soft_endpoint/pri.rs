@@ -6,8 +6,10 @@
 //! whether somebody still waits for it or not.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::host::soft::PendingResponse;
 use crate::spec::PageResponseCode;
@@ -81,9 +83,8 @@ impl Inner {
 }
 
 impl PageRequestInterface {
-    /// Nothing panics while it holds this lock, and if something did, what it guards is still whole.
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Page Request Control.

@@ -5,8 +5,8 @@
 //! wrong order on purpose: a write that goes past its half shows.
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 use crate::soft_endpoint::function::RegisterBlock;
@@ -46,7 +46,7 @@ impl Scratch {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Maps subranges, each full of its signature.

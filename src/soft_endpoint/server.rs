@@ -22,9 +22,9 @@ use vfio_user::{DmaMapFlags, DmaUnmapFlags, IrqInfo, ServerBackend, ServerRegion
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::os::poller::Poller;
-use crate::soft_endpoint::device::{Device, Place};
 use crate::soft_endpoint::guard;
 use crate::soft_endpoint::interrupts::InterruptKind;
+use crate::soft_endpoint::pci_function::{PciFunction, Region};
 
 /// How long to wait before another front-end is accepted when that has just failed, perhaps for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -75,7 +75,7 @@ impl Shared {
 }
 
 impl Server {
-    pub(super) fn start(listener: UnixListener, device: Arc<Device>) -> io::Result<Self> {
+    pub(super) fn start(listener: UnixListener, device: Arc<PciFunction>) -> io::Result<Self> {
         // A front-end that went away before it was accepted must not keep us from the next.
         listener.set_nonblocking(true)?;
         let shared = Arc::new(Shared {
@@ -125,7 +125,7 @@ fn run(
     listener: &UnixListener,
     poller: &Poller,
     shared: &Shared,
-    device: &Device,
+    device: &PciFunction,
 ) -> io::Result<()> {
     loop {
         let mut stop = false;
@@ -161,7 +161,7 @@ fn pause(stop: &EventFd) -> io::Result<()> {
 }
 
 /// Serves a front-end until it goes, or cannot be understood.
-fn serve(stream: UnixStream, shared: &Shared, device: &Device) -> io::Result<()> {
+fn serve(stream: UnixStream, shared: &Shared, device: &PciFunction) -> io::Result<()> {
     if !shared.connect(&stream)? {
         return Ok(());
     }
@@ -218,10 +218,10 @@ fn irqs() -> Vec<IrqInfo> {
 }
 
 /// The region of an index: the BARs by their numbers, then the ROM that there is not, then configuration space.
-fn place(index: u32) -> Option<Place> {
+fn place(index: u32) -> Option<Region> {
     match index {
-        VFIO_PCI_CONFIG_REGION_INDEX => Some(Place::Config),
-        0..=5 => Some(Place::Bar(index as usize)),
+        VFIO_PCI_CONFIG_REGION_INDEX => Some(Region::Config),
+        0..=5 => Some(Region::Bar(index as usize)),
         _ => None,
     }
 }
@@ -229,7 +229,7 @@ fn place(index: u32) -> Option<Place> {
 fn regions() -> Vec<ServerRegion> {
     (0..VFIO_PCI_NUM_REGIONS)
         .map(|index| {
-            let size = place(index).map_or(0, Device::length);
+            let size = place(index).map_or(0, PciFunction::length);
             ServerRegion {
                 region_info: vfio_region_info {
                     argsz: size_of::<vfio_region_info>() as u32,
@@ -249,7 +249,7 @@ fn regions() -> Vec<ServerRegion> {
 }
 
 struct Backend<'a> {
-    device: &'a Device,
+    device: &'a PciFunction,
 }
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
@@ -257,7 +257,7 @@ fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Er
 }
 
 impl Backend<'_> {
-    fn place(region: u32) -> io::Result<Place> {
+    fn place(region: u32) -> io::Result<Region> {
         place(region).ok_or_else(|| invalid(format!("there is no region {region}")))
     }
 }

@@ -5,17 +5,19 @@
 mod registers;
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 use crate::host::soft::Port;
+use crate::soft_endpoint::agent::dma::Dma;
+use crate::soft_endpoint::agent::thread::AgentThread;
 use crate::soft_endpoint::config::{MSIX_PENDING, MSIX_TABLE};
-use crate::soft_endpoint::function::{Function, RegisterBlock};
+use crate::soft_endpoint::function::{FunctionState, RegisterBlock};
 use crate::soft_endpoint::interrupts::{InterruptKind, MSIX_VECTORS};
 use crate::soft_endpoint::scratch::Scratch;
-use crate::soft_endpoint::transfer::{Failure, Mover, Stop};
+use crate::soft_endpoint::transfer::{Failure, Mover};
 
 use registers::{Command, DOORBELL, Registers, Status, reg};
 
@@ -23,19 +25,14 @@ use registers::{Command, DOORBELL, Registers, Status, reg};
 const TABLE_LENGTH: usize = 16 * MSIX_VECTORS as usize;
 
 /// The block: registers, and a thread that carries out commands.
-pub(super) struct TestBlock {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-}
+pub(super) struct TestBlock(Arc<Shared>);
 
 struct Shared {
-    function: Arc<Function>,
+    function: Arc<FunctionState>,
     port: Port,
     scratch: Arc<Scratch>,
+    thread: AgentThread,
     state: Mutex<State>,
-    /// A command, a doorbell or the end has come; or the thread has become idle.
-    changed: Condvar,
-    stop: Stop,
 }
 
 struct State {
@@ -44,8 +41,6 @@ struct State {
     table: Box<[u8; TABLE_LENGTH]>,
     /// The doorbell was rung with this.
     rung: Option<u32>,
-    busy: bool,
-    ended: bool,
     counters: Counters,
 }
 
@@ -68,8 +63,11 @@ struct Outcome {
 
 impl TestBlock {
     /// The block, and its thread.
+    ///
+    /// # Errors
+    /// The kernel's, if it has no thread to give.
     pub(super) fn new(
-        function: &Arc<Function>,
+        function: &Arc<FunctionState>,
         port: Port,
         scratch: &Arc<Scratch>,
     ) -> io::Result<Self> {
@@ -77,26 +75,24 @@ impl TestBlock {
             function: Arc::clone(function),
             port,
             scratch: Arc::clone(scratch),
-            state: Mutex::new(State {
-                registers: Registers::new(),
-                table: new_table(),
-                rung: None,
-                busy: false,
-                ended: false,
-                counters: Counters::default(),
-            }),
-            changed: Condvar::new(),
-            stop: Stop::default(),
+            thread: AgentThread::new(format!("test {}", function.endpoint())),
+            state: Mutex::new(State::new()),
         });
         let worker = Arc::clone(&shared);
-        let thread = thread::Builder::new()
-            .name(format!("test {}", function.endpoint()))
-            .spawn(move || worker.run())?;
-        shared.stop.set_thread(thread.thread().clone());
-        Ok(Self {
-            shared,
-            thread: Some(thread),
-        })
+        shared.thread.start(move || worker.run())?;
+        Ok(Self(shared))
+    }
+}
+
+impl State {
+    /// After power-on.
+    fn new() -> Self {
+        Self {
+            registers: Registers::new(),
+            table: new_table(),
+            rung: None,
+            counters: Counters::default(),
+        }
     }
 }
 
@@ -108,70 +104,65 @@ fn new_table() -> Box<[u8; TABLE_LENGTH]> {
 }
 
 impl Shared {
-    /// Nothing panics while it holds this lock, and if something did, what it guards is still whole.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    /// The thread: one command after the other, as on the chips that run pci-epf-test.
+    /// The body of the thread: one command after the other, as on the chips that run pci-epf-test.
     fn run(&self) {
-        let mut mover = Mover::new(&self.function, &self.port, &self.stop);
-        let mut state = self.lock();
-        while !state.ended {
-            if let Some(value) = state.rung.take() {
-                if state.registers.doorbell_is_armed() && value == DOORBELL.2 {
-                    state.registers.status |= Status::DOORBELL_SUCCESS;
-                    self.interrupt(&mut state);
+        let dma = Dma::new(&*self.function, &self.port, &self.thread);
+        let mut mover = Mover::new(dma, self.function.endpoint().0);
+        self.thread.serve(|| {
+            while !self.thread.is_stopping() {
+                let mut state = self.lock();
+                if let Some(value) = state.rung.take() {
+                    self.doorbell(&mut state, value);
+                } else if state.registers.command != 0 {
+                    self.command(state, &mut mover);
+                } else {
+                    break;
                 }
-            } else if state.registers.command != 0 {
-                state = self.command(state, &mut mover);
-            } else {
-                state = self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
             }
+        });
+    }
+
+    fn doorbell(&self, state: &mut State, value: u32) {
+        if state.registers.doorbell_is_armed() && value == DOORBELL.2 {
+            state.registers.status |= Status::DOORBELL_SUCCESS;
+            self.interrupt(state);
         }
     }
 
     /// Carries out the command that is in the register, without the lock.
-    fn command<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        mover: &mut Mover,
-    ) -> MutexGuard<'a, State> {
+    fn command(&self, mut state: MutexGuard<'_, State>, mover: &mut Mover) {
         let parameters = state.registers.clone();
         state.registers.command = 0;
         state.registers.status = Status::empty();
         state.counters.commands += 1;
         let Some(command) = Command::from_bits(parameters.command) else {
             state.counters.failures += 1;
-            return state;
+            return;
         };
-        state.busy = true;
-        self.stop.clear();
-        drop(state);
-        let outcome = self.carry_out(command, &parameters, mover);
-        state = self.lock();
-        state.busy = false;
-        // Whoever stopped it has reset the registers, or has no more use for them.
-        if !self.stop.is_asked() {
-            state.counters.bytes_read += outcome.read;
-            state.counters.bytes_written += outcome.written;
-            state.counters.failures += u64::from(outcome.status.intersects(Status::FAILURES));
-            state.registers.status |= outcome.status;
-            if let Some(checksum) = outcome.checksum {
-                state.registers.checksum = checksum;
-            }
-            match command {
-                Command::EnableDoorbell => state.registers.arm_doorbell(),
-                Command::DisableDoorbell => state.registers.disarm_doorbell(),
-                _ => {}
-            }
-            self.interrupt(&mut state);
+        mover.begin();
+        let outcome =
+            MutexGuard::unlocked(&mut state, || self.carry_out(command, &parameters, mover));
+        // A reset is about to clear the registers; the end has no more use for them.
+        if self.thread.is_stopping() {
+            return;
         }
-        self.changed.notify_all();
-        state
+        state.counters.bytes_read += outcome.read;
+        state.counters.bytes_written += outcome.written;
+        state.counters.failures += u64::from(outcome.status.intersects(Status::FAILURES));
+        state.registers.status |= outcome.status;
+        if let Some(checksum) = outcome.checksum {
+            state.registers.checksum = checksum;
+        }
+        match command {
+            Command::EnableDoorbell => state.registers.arm_doorbell(),
+            Command::DisableDoorbell => state.registers.disarm_doorbell(),
+            _ => {}
+        }
+        self.interrupt(&mut state);
     }
 
     fn carry_out(&self, command: Command, parameters: &Registers, mover: &mut Mover) -> Outcome {
@@ -276,7 +267,7 @@ fn address_status(failure: Failure) -> Status {
 
 impl RegisterBlock for TestBlock {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        let state = self.shared.lock();
+        let state = self.0.lock();
         for (at, byte) in (offset..).zip(data) {
             *byte = match usize::try_from(at).unwrap_or(usize::MAX) {
                 at if at < reg::END => state.registers.byte(at),
@@ -289,7 +280,7 @@ impl RegisterBlock for TestBlock {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let mut state = self.shared.lock();
+        let mut state = self.0.lock();
         for (at, &byte) in (offset..).zip(data) {
             let at = usize::try_from(at).unwrap_or(usize::MAX);
             if at < reg::END {
@@ -306,32 +297,24 @@ impl RegisterBlock for TestBlock {
         {
             state.rung = Some(u32::from_le_bytes(value));
         }
-        if state.rung.is_some() || state.registers.command != 0 {
-            self.shared.changed.notify_all();
+        let work = state.rung.is_some() || state.registers.command != 0;
+        drop(state);
+        if work {
+            self.0.thread.begin();
         }
     }
 
     fn reset(&self) {
-        let mut state = self.shared.lock();
-        state.registers = Registers::new();
-        state.table = new_table();
-        state.rung = None;
-        while state.busy {
-            self.shared.stop.ask();
-            state = self
-                .shared
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        state.counters = Counters::default();
+        self.0.thread.stop(|| {
+            *self.0.lock() = State::new();
+        });
     }
 
     fn describe(&self) -> Value {
-        let state = self.shared.lock();
+        let state = self.0.lock();
         json!({
             "registers": state.registers.describe(),
-            "busy": state.busy,
+            "busy": self.0.thread.is_busy(),
             "commands": state.counters.commands,
             "failures": state.counters.failures,
             "bytes-read": state.counters.bytes_read,
@@ -346,7 +329,7 @@ impl TestBlock {
         let Some(at) = at.checked_sub(MSIX_PENDING as usize) else {
             return 0;
         };
-        let interrupts = self.shared.function.interrupts();
+        let interrupts = self.0.function.interrupts();
         (0..8)
             .filter(|bit| interrupts.msix_pending(at * 8 + bit))
             .fold(0, |byte, bit| byte | 1 << bit)
@@ -355,16 +338,6 @@ impl TestBlock {
 
 impl Drop for TestBlock {
     fn drop(&mut self) {
-        {
-            let mut state = self.shared.lock();
-            state.ended = true;
-            self.shared.stop.ask();
-        }
-        self.shared.changed.notify_all();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the thread of the test registers panicked");
-        }
+        self.0.thread.end();
     }
 }

@@ -1,52 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! DMA that can be stopped: a piece at a time, through the IOMMU.
-
-use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Waker};
-use std::thread::{self, Thread};
+//! The transfers of the test registers: read, write and copy, a piece at a time.
 
 use crc32fast::Hasher;
 
-use crate::host::soft::{Access, Port, ThreadWaker, Transfer};
-use crate::soft_endpoint::function::{Enabled, Function};
+use crate::host::soft::{Access, Transfer};
+use crate::soft_endpoint::agent::dma::{AccessMode, Dma, Refused};
 use crate::spec::{EventFlags, Iova};
 
 /// Bytes moved at once. Small enough to stay in the first cache between the two halves of a copy, and to be stopped soon.
 const PIECE: usize = 16 << 10;
-
-/// Tells a thread that moves bytes to stop.
-#[derive(Default)]
-pub(super) struct Stop {
-    asked: AtomicBool,
-    thread: OnceLock<Thread>,
-}
-
-impl Stop {
-    /// The thread that is woken when it waits for the guest.
-    pub(super) fn set_thread(&self, thread: Thread) {
-        let _ = self.thread.set(thread);
-    }
-
-    /// Asks it to stop; it does after the piece that it is at.
-    pub(super) fn ask(&self) {
-        self.asked.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.get() {
-            thread.unpark();
-        }
-    }
-
-    /// Whether it was asked to.
-    pub(super) fn is_asked(&self) -> bool {
-        self.asked.load(Ordering::SeqCst)
-    }
-
-    /// Something new is begun.
-    pub(super) fn clear(&self) {
-        self.asked.store(false, Ordering::SeqCst);
-    }
-}
 
 /// Why bytes were not moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,28 +21,27 @@ pub(super) enum Failure {
     Stopped,
 }
 
-/// Moves bytes for a function, on its thread. Every operation also says how many bytes it moved.
+/// Moves bytes on the agent's thread. Every operation also says how many bytes it moved.
 pub(super) struct Mover<'a> {
-    function: &'a Arc<Function>,
-    port: &'a Port,
-    stop: &'a Stop,
-    waker: Waker,
+    dma: Dma<'a>,
     buffer: Vec<u8>,
     /// State of the generator of what is written.
     random: u64,
 }
 
 impl<'a> Mover<'a> {
-    /// For the thread that calls this.
-    pub(super) fn new(function: &'a Arc<Function>, port: &'a Port, stop: &'a Stop) -> Self {
+    /// For the thread that calls this. What it writes depends on `seed`.
+    pub(super) fn new(dma: Dma<'a>, seed: u32) -> Self {
         Self {
-            function,
-            port,
-            stop,
-            waker: Waker::from(Arc::new(ThreadWaker::new(thread::current()))),
+            dma,
             buffer: vec![0; PIECE],
-            random: 0x9e37_79b9_7f4a_7c15 ^ u64::from(function.endpoint().0),
+            random: 0x9e37_79b9_7f4a_7c15 ^ u64::from(seed),
         }
+    }
+
+    /// A command begins.
+    pub(super) fn begin(&self) {
+        self.dma.begin();
     }
 
     /// Reads: the checksum of the bytes.
@@ -130,22 +91,13 @@ impl<'a> Mover<'a> {
 
     /// How many bytes could be copied at once.
     fn copy_directly(&self, from: u64, to: u64, offset: u64, left: u64) -> u64 {
-        let enabled = self.function.enabled().contains(Enabled::BUS_MASTER);
         let (Some(from), Some(to)) = (from.checked_add(offset), to.checked_add(offset)) else {
             return 0;
         };
-        if !enabled || self.stop.is_asked() {
-            return 0;
-        }
+        let source = (access_of(EventFlags::READ), Iova(from));
+        let target = (access_of(EventFlags::WRITE), Iova(to));
         let length = usize::try_from(left).unwrap_or(usize::MAX);
-        let access = |kinds| Access {
-            pasid: None,
-            kinds,
-            translated: false,
-        };
-        let source = (access(EventFlags::READ), Iova(from));
-        let target = (access(EventFlags::WRITE), Iova(to));
-        self.port.copy(source, target, length) as u64
+        self.dma.copy(source, target, length) as u64
     }
 
     fn each_piece(
@@ -174,24 +126,20 @@ impl<'a> Mover<'a> {
         &self,
         base: u64,
         offset: u64,
-        transfer: Transfer<'_>,
+        mut transfer: Transfer<'_>,
         failure: Failure,
     ) -> Result<(), Failure> {
         let address = base.checked_add(offset).ok_or(failure)?;
-        if !self.function.enabled().contains(Enabled::BUS_MASTER) {
-            return Err(failure);
-        }
-        let mut access = pin!(self.port.access(None, Iova(address), transfer));
-        let mut context = Context::from_waker(&self.waker);
-        loop {
-            if self.stop.is_asked() {
-                return Err(Failure::Stopped);
-            }
-            match access.as_mut().poll(&mut context) {
-                Poll::Ready(result) => return result.map_err(|_| failure),
-                Poll::Pending => thread::park(),
-            }
-        }
+        let mode = AccessMode {
+            access: access_of(transfer.direction()),
+            group: Some(1),
+        };
+        self.dma
+            .transfer(&mut (), mode, Iova(address), &mut transfer, &[])
+            .map_err(|(_, why)| match why {
+                Refused::Stopped => Failure::Stopped,
+                _ => failure,
+            })
     }
 
     /// xorshift64.
@@ -203,6 +151,15 @@ impl<'a> Mover<'a> {
             let length = bytes.len();
             bytes.copy_from_slice(&self.random.to_le_bytes()[..length]);
         }
+    }
+}
+
+/// An access without a PASID; with ATS, if that is enabled.
+fn access_of(kinds: EventFlags) -> Access {
+    Access {
+        pasid: None,
+        kinds,
+        translated: true,
     }
 }
 

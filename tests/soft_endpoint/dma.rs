@@ -5,11 +5,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use vhost_device_iommu::host::{Host, PageRequests};
-use vhost_device_iommu::spec::{Iova, MapFlags};
+use vhost_device_iommu::host::{Answer, Host, PageRequests};
+use vhost_device_iommu::spec::{EventFlags, Iova, MapFlags};
 
-use crate::common::wait_until;
-use crate::harness::{COMMAND, Fixture, command, memory_file, reg, status};
+use crate::harness::{
+    ATS_CONTROL, COMMAND, Fixture, PRI_CONTROL, command, memory_file, reg, status,
+};
 
 const RW: MapFlags = MapFlags::READ.union(MapFlags::WRITE);
 
@@ -138,16 +139,92 @@ fn memory_shared_over_vfio_user_is_not_used() {
 }
 
 #[test]
+fn a_transfer_asks_for_missing_pages_and_goes_on_when_they_are_there() {
+    let fixture = Fixture::new();
+    fixture.attach(PageRequests::Reported);
+    fixture.map(0x1000, 0x1000, 0x5000, RW);
+    let mut driver = fixture.driver();
+    driver.enable_page_requests();
+    driver.start(command::COPY, 0x1800, 0x3000, 0x1000);
+    for (at, kinds, gpa) in [
+        (0x2000, EventFlags::READ, 0x6000),
+        (0x3000, EventFlags::WRITE, 0x7000),
+    ] {
+        let group = fixture.group();
+        let [page] = group.pages[..] else {
+            panic!("{group:?}");
+        };
+        assert_eq!((page.address, page.access), (Iova(at), kinds));
+        fixture.map(at, 0x1000, gpa, RW);
+        let answered = fixture.host.respond(group.cookie, Answer::Success);
+        answered.expect("answer");
+    }
+    assert_eq!(driver.finish(), status::COPY_SUCCESS);
+    let copied = fixture.bytes(0x7000, 0x1000);
+    assert_eq!(copied, [[5; 0x800], [6; 0x800]].concat());
+    assert_eq!(fixture.faults(), []);
+}
+
+/// The IOMMU's driver has attached the endpoint with page requests, and configuration space does not permit them.
+#[test]
+fn without_pri_or_ats_a_transfer_asks_for_nothing_and_fails() {
+    let fixture = Fixture::new();
+    fixture.attach(PageRequests::Reported);
+    let mut driver = fixture.driver();
+    for (what, register) in [("PRI", PRI_CONTROL), ("ATS", ATS_CONTROL)] {
+        driver.enable_page_requests();
+        driver.write_config(register, 0);
+        let failed = driver.run(command::READ, 0x1000, 0, 4);
+        let invalid = status::READ_FAIL | status::SRC_ADDR_INVALID;
+        assert_eq!(failed, invalid, "{what} is disabled");
+        let failed = driver.run(command::WRITE, 0, 0x2000, 4);
+        let invalid = status::WRITE_FAIL | status::DST_ADDR_INVALID;
+        assert_eq!(failed, invalid, "{what} is disabled");
+        let failed = driver.run(command::COPY, 0x3000, 0x4000, 4);
+        let invalid = status::COPY_FAIL | status::SRC_ADDR_INVALID;
+        assert_eq!(failed, invalid, "{what} is disabled");
+        // Aborted, and reported: no page request among them.
+        assert_eq!(
+            fixture.faults(),
+            [0x1000, 0x2000, 0x3000].map(Iova),
+            "{what}"
+        );
+    }
+}
+
+/// With ATS a translation is kept until the IOMMU takes it away, without it the function keeps none.
+#[test]
+fn a_transfer_without_ats_uses_no_translation_of_before() {
+    let fixture = Fixture::new();
+    fixture.map(0x1000, 0x1000, 0x5000, RW);
+    let mut driver = fixture.driver();
+    driver.write_config(ATS_CONTROL, 1 << 15);
+    driver.write32(0, reg::CHECKSUM, crc(&[5; 4]));
+    assert_eq!(
+        driver.run(command::READ, 0x1000, 0, 4),
+        status::READ_SUCCESS
+    );
+    // The table alone: the IOMMU's driver has not invalidated yet.
+    fixture.forget(0x1000, 0x1000);
+    assert_eq!(
+        driver.run(command::READ, 0x1000, 0, 4),
+        status::READ_SUCCESS
+    );
+    driver.write_config(ATS_CONTROL, 0);
+    let invalid = status::READ_FAIL | status::SRC_ADDR_INVALID;
+    assert_eq!(driver.run(command::READ, 0x1000, 0, 4), invalid);
+    driver.write_config(ATS_CONTROL, 1 << 15);
+    assert_eq!(driver.run(command::READ, 0x1000, 0, 4), invalid);
+}
+
+#[test]
 fn registers_answer_while_a_transfer_waits_for_the_guest_and_a_reset_ends_it() {
     let fixture = Fixture::new();
     fixture.attach(PageRequests::Reported);
     let mut driver = fixture.driver();
+    driver.enable_page_requests();
     driver.start(command::WRITE, 0, 0x1000, 4);
-    wait_until("a page request", || {
-        let mut raised = false;
-        fixture.host.take_events(&mut |_| raised = true);
-        raised
-    });
+    fixture.group();
     assert_eq!(driver.read32(0, reg::STATUS), 0, "not done");
     assert_eq!(driver.read32(0, reg::SIZE), 4);
     // Nobody ever answers; the reset must not wait for that.
@@ -202,12 +279,9 @@ fn the_end_of_a_function_does_not_wait_for_the_guest() {
     let mut fixture = Fixture::new();
     fixture.attach(PageRequests::Reported);
     let mut driver = fixture.driver();
+    driver.enable_page_requests();
     driver.start(command::READ, 0x1000, 0, 4);
-    wait_until("a page request", || {
-        let mut raised = false;
-        fixture.host.take_events(&mut |_| raised = true);
-        raised
-    });
+    fixture.group();
     let endpoint = fixture.endpoint.take();
     let (done, finished) = mpsc::channel();
     thread::spawn(move || {

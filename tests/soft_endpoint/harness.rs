@@ -9,7 +9,9 @@ use std::sync::{Arc, RwLock};
 use vfio_user::Client;
 use vhost_device_iommu::host::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
 use vhost_device_iommu::host::soft::{SoftHost, default_properties};
-use vhost_device_iommu::host::{Attachment, Host, HostEvent, PageRequests, Requester};
+use vhost_device_iommu::host::{
+    Attachment, Host, HostEvent, PageRequestGroup, PageRequests, Requester,
+};
 use vhost_device_iommu::soft_endpoint::SoftEndpoint;
 use vhost_device_iommu::spec::{DomainId, EndpointId, Gpa, Iova, MapFlags};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -36,6 +38,9 @@ pub const TRIGGER: u32 = 1 << 5;
 
 /// Registers of configuration space.
 pub const COMMAND: u64 = 0x04;
+pub const ATS_CONTROL: u64 = 0x106;
+pub const PRI_CONTROL: u64 = 0x114;
+pub const PRI_ALLOCATION: u64 = 0x11c;
 pub const MEMORY_AND_MASTER: u16 = 0x6;
 
 /// Registers of BAR 0.
@@ -140,10 +145,30 @@ impl Fixture {
             .expect("map");
     }
 
+    /// Takes mappings out of the table, as the first step of an UNMAP does.
+    pub fn forget(&self, iova: u64, length: u64) {
+        let range = IovaRange::new(iova, iova + length - 1).expect("range");
+        let mut table = self.table.write().expect("table");
+        table.remove(&range, |_| ()).expect("no split");
+    }
+
     pub fn driver(&self) -> Driver {
         let mut driver = Driver(Client::new(&self.path).expect("connect"));
         driver.write_config(COMMAND, MEMORY_AND_MASTER);
         driver
+    }
+
+    /// Waits for a group of page requests.
+    pub fn group(&self) -> PageRequestGroup {
+        let mut found = None;
+        wait_until("a page request", || {
+            self.host.take_events(&mut |event| match event {
+                HostEvent::PageRequest(group) => found = Some(group),
+                other => panic!("unexpected {other:?}"),
+            });
+            found.is_some()
+        });
+        found.expect("a group")
     }
 
     pub fn faults(&self) -> Vec<Iova> {
@@ -194,6 +219,13 @@ impl Driver {
 
     pub fn write_config32(&mut self, offset: u64, value: u32) {
         self.write32(CONFIG, offset, value);
+    }
+
+    /// Enables PRI and ATS, as the IOMMU's driver does for an endpoint with page requests.
+    pub fn enable_page_requests(&mut self) {
+        self.write_config32(PRI_ALLOCATION, 32);
+        self.write_config(PRI_CONTROL, 1);
+        self.write_config(ATS_CONTROL, 1 << 15);
     }
 
     /// Starts a transfer.

@@ -202,10 +202,13 @@ pub enum Outcome {
     /// The engine was reset.
     #[error("reset")]
     Reset = 16,
+    /// The back-end has no thread for the engine.
+    #[error("no thread for the engine")]
+    NoThread = 17,
 }
 
 impl Outcome {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Done,
         Self::BadDescriptor,
         Self::Limit,
@@ -222,6 +225,7 @@ impl Outcome {
         Self::Retries,
         Self::AtsDisabled,
         Self::Reset,
+        Self::NoThread,
     ];
 
     /// The outcome with this number; `None` when there is none.
@@ -297,8 +301,8 @@ impl Job {
         }
     }
 
-    /// The accesses of `direction`, READ or WRITE, that it makes, when ATS is enabled or not.
-    pub fn access(&self, direction: EventFlags, ats: bool) -> Access {
+    /// The accesses of `direction`, READ or WRITE, that it makes where ATS is enabled.
+    pub fn access(&self, direction: EventFlags) -> Access {
         let mut kinds = direction;
         kinds.set(EventFlags::EXEC, self.flags.contains(Flags::EXEC));
         kinds.set(
@@ -308,15 +312,15 @@ impl Job {
         Access {
             pasid: self.pasid,
             kinds,
-            translated: ats && !self.flags.contains(Flags::UNTRANSLATED),
+            translated: !self.flags.contains(Flags::UNTRANSLATED),
         }
     }
 
     /// What PAGE_REQUEST and TRANSLATE are for.
-    pub fn purpose(&self, ats: bool) -> Access {
+    pub fn purpose(&self) -> Access {
         let mut direction = EventFlags::empty();
         direction.set(EventFlags::READ, self.flags.contains(Flags::FOR_READ));
         direction.set(EventFlags::WRITE, self.flags.contains(Flags::FOR_WRITE));
-        self.access(direction, ats)
+        self.access(direction)
     }
 }

@@ -3,20 +3,25 @@
 //! requests and PASIDs. `docs/fault-engine.md` is its data sheet.
 //!
 //! ```text
-//! driver ── registers ── Engine ── thread ── Runner ── port ── software IOMMU
-//!                          │                   │
-//!                          └── Progress        └── PageRequestInterface (of the function)
+//! driver ── registers ── Engine ── its thread ── Runner ── Dma ── port ── software IOMMU
+//!                          │                               │
+//!                          └── Progress                    └── PageRequestInterface (of the function)
 //! ```
 //!
 //! Each engine has a thread, a port and counters of its own: two of them share nothing while their accesses hit.
+//!
+//! * [`registers`], [`descriptor`]: what the driver sees.
+//! * `state`: an engine. `work`: from the doorbell to the interrupt.
+//! * `run`: chains and descriptors. `access`: their accesses, counted.
 
 mod access;
-mod descriptor;
+pub mod descriptor;
 pub mod registers;
 mod run;
+mod state;
 #[cfg(test)]
 mod tests;
-mod thread;
+mod work;
 
 use std::sync::Arc;
 
@@ -24,24 +29,16 @@ use serde_json::{Value, json};
 
 use crate::host::HostError;
 use crate::host::soft::SoftHost;
-use crate::soft_endpoint::{PageRequestInterface, RegisterBlock};
+use crate::soft_endpoint::function::{Function, RegisterBlock};
 use crate::spec::EndpointId;
 
 pub use descriptor::{Completion, Descriptor, Flags, Operation, Outcome, Piece};
 #[cfg(test)]
 use registers::Cause;
-use registers::{Enabled, engine, global};
-use thread::Engine;
-
-/// What the engines need of their function.
-pub trait Function: Send + Sync {
-    /// What configuration space enables.
-    fn enabled(&self) -> Enabled;
-    /// The Page Request Interface.
-    fn page_requests(&self) -> &Arc<PageRequestInterface>;
-    /// Raises an interrupt vector.
-    fn raise(&self, vector: u16);
-}
+#[cfg(test)]
+use registers::Enabled;
+use registers::{engine, global};
+use state::Engine;
 
 /// The register block.
 pub struct FaultEngine {
@@ -51,6 +48,9 @@ pub struct FaultEngine {
 
 impl FaultEngine {
     /// The engines of a function.
+    ///
+    /// # Errors
+    /// [`HostError::NoEndpoint`].
     pub fn new(
         function: &Arc<dyn Function>,
         host: &Arc<SoftHost>,
@@ -107,7 +107,10 @@ impl RegisterBlock for FaultEngine {
         for (word, bytes) in (0..).zip(data.chunks_exact(4)) {
             let value = bytes.try_into().map(u32::from_le_bytes).unwrap_or(0);
             if let Some((engine, register)) = self.engine_at(offset.wrapping_add(4 * word)) {
-                engine.write(register, value);
+                match register {
+                    engine::DOORBELL => engine.start(),
+                    _ => engine.write(register, value),
+                }
             }
         }
     }
@@ -124,6 +127,6 @@ impl RegisterBlock for FaultEngine {
 
 impl Drop for FaultEngine {
     fn drop(&mut self) {
-        self.engines.iter().for_each(|engine| engine.end());
+        self.engines.iter().for_each(|engine| engine.thread.end());
     }
 }

@@ -1,63 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Carrying out descriptors: what an engine's thread does.
+//! Descriptors and chains of them, carried out.
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::host::PageRequest;
 use crate::host::soft::{Access, Transfer};
-use crate::soft_endpoint::engine::access::{PAGE, Pieces, Tally, Way, outcome_of, way};
+use crate::soft_endpoint::agent::dma::{AccessMode, PAGE, Pieces};
+use crate::soft_endpoint::engine::access::{BUFFER_LEN, Runner, Tally, access_mode};
 use crate::soft_endpoint::engine::descriptor::{
     ALIGNMENT, Descriptor, Flags, Job, Operation, Outcome, Piece, REQUEST_LEN,
 };
 use crate::soft_endpoint::engine::registers::{Cause, Control, Enabled};
-use crate::soft_endpoint::engine::thread::Engine;
 use crate::spec::{EventFlags, Iova, Pasid};
 
-/// An engine's own memory, which READ fills and WRITE empties, in bytes.
-pub const BUFFER_LEN: usize = 64 << 10;
-/// Bytes that COPY has on their way: they stay in the processor's cache.
-const COPY_LEN: usize = 16 << 10;
-
-/// What an engine's thread has to itself.
-pub(super) struct Runner<'a> {
-    pub(super) engine: &'a Engine,
-    buffer: Vec<u8>,
-    copy: Vec<u8>,
-    /// Of the descriptor being carried out.
-    pub(super) tally: Tally,
-}
-
-impl<'a> Runner<'a> {
-    pub(super) fn new(engine: &'a Engine) -> Self {
-        Self {
-            engine,
-            buffer: vec![0; BUFFER_LEN],
-            copy: vec![0; COPY_LEN],
-            tally: Tally::default(),
-        }
-    }
-
-    /// The engine's memory after a reset.
-    pub(super) fn reset(&mut self) {
-        self.buffer.fill(0);
-    }
-
+impl Runner<'_> {
     /// Carries out the chain at HEAD: its outcome.
     pub(super) fn chain(&mut self) -> Outcome {
         let program = self.engine.program();
-        let ats = self.enabled().contains(Enabled::ATS);
-        if !ats {
-            // What was kept while it was enabled is not used when it is again.
-            self.engine.port.flush();
-        }
-        let fetch = Way {
+        self.dma.begin();
+        let fetch = AccessMode {
             access: Access {
                 pasid: program
                     .control
                     .contains(Control::FETCH_PASID)
                     .then_some(Pasid(program.fetch_pasid)),
                 kinds: EventFlags::READ,
-                translated: ats,
+                translated: true,
             },
             group: program
                 .control
@@ -81,7 +49,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Carries out one descriptor: the address of the next.
-    fn descriptor(&mut self, at: u64, fetch: Way) -> Result<u64, Outcome> {
+    fn descriptor(&mut self, at: u64, fetch: AccessMode) -> Result<u64, Outcome> {
         if !at.is_multiple_of(ALIGNMENT) {
             return Err(Outcome::BadDescriptor);
         }
@@ -98,7 +66,7 @@ impl<'a> Runner<'a> {
             Err(outcome) => outcome,
         };
         let completion = self.tally.completion(outcome);
-        let store = Way {
+        let store = AccessMode {
             access: Access {
                 kinds: EventFlags::WRITE,
                 ..fetch.access
@@ -119,15 +87,14 @@ impl<'a> Runner<'a> {
     }
 
     fn job(&mut self, job: &Job) -> Result<(), Outcome> {
-        let ats = self.enabled().contains(Enabled::ATS);
         match job.operation {
             Operation::Nop => Ok(()),
-            Operation::Read | Operation::Write => self.move_buffer(job, ats),
-            Operation::Copy => self.copy(job, ats),
-            Operation::PageRequest => self.ask(job, ats),
-            Operation::Translate => self.translate(job, ats),
+            Operation::Read | Operation::Write => self.move_buffer(job),
+            Operation::Copy => self.copy(job),
+            Operation::PageRequest => self.page_request(job),
+            Operation::Translate => self.translate(job),
             Operation::StopMarker => {
-                self.may(job.access(EventFlags::empty(), ats))?;
+                self.check_enabled(job.access(EventFlags::empty()))?;
                 let interface = self.engine.function.page_requests();
                 interface
                     .check()
@@ -143,13 +110,13 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn move_buffer(&mut self, job: &Job, ats: bool) -> Result<(), Outcome> {
+    fn move_buffer(&mut self, job: &Job) -> Result<(), Outcome> {
         let direction = match job.operation {
             Operation::Read => EventFlags::READ,
             _ => EventFlags::WRITE,
         };
-        let way = way(job, job.access(direction, ats));
-        let pieces = self.pieces(job, ats)?;
+        let mode = access_mode(job, job.access(direction));
+        let pieces = self.pieces(job)?;
         let length: u64 = pieces.iter().map(|&(_, length)| u64::from(length)).sum();
         let fits = job.other.checked_add(length);
         if fits.is_none_or(|end| end > BUFFER_LEN as u64) {
@@ -164,7 +131,7 @@ impl<'a> Runner<'a> {
                 Operation::Read => Transfer::Read(part),
                 _ => Transfer::Write(part),
             };
-            result = self.transfer(way, iova, &mut transfer, &pieces[index + 1..]);
+            result = self.transfer(mode, iova, &mut transfer, &pieces[index + 1..]);
             if result.is_err() {
                 break;
             }
@@ -174,10 +141,10 @@ impl<'a> Runner<'a> {
         result
     }
 
-    fn copy(&mut self, job: &Job, ats: bool) -> Result<(), Outcome> {
-        let source = way(job, job.access(EventFlags::READ, ats));
-        let target = way(job, job.access(EventFlags::WRITE, ats));
-        let pieces = self.pieces(job, ats)?;
+    fn copy(&mut self, job: &Job) -> Result<(), Outcome> {
+        let source = access_mode(job, job.access(EventFlags::READ));
+        let target = access_mode(job, job.access(EventFlags::WRITE));
+        let pieces = self.pieces(job)?;
         let mut to = job.other;
         let mut copy = std::mem::take(&mut self.copy);
         let mut result = Ok(());
@@ -208,10 +175,10 @@ impl<'a> Runner<'a> {
     }
 
     /// PAGE_REQUEST: one request for the first byte of each piece, or for each page of the only one.
-    fn ask(&mut self, job: &Job, ats: bool) -> Result<(), Outcome> {
-        let access = job.purpose(ats);
+    fn page_request(&mut self, job: &Job) -> Result<(), Outcome> {
+        let access = job.purpose();
         let mut pages = Vec::new();
-        for (iova, length) in self.pieces(job, ats)? {
+        for (iova, length) in self.pieces(job)? {
             let last = iova.0.saturating_add(u64::from(length.max(1)) - 1);
             let mut at = iova.0;
             loop {
@@ -230,28 +197,27 @@ impl<'a> Runner<'a> {
         if pages.is_empty() || pages.len() > job.group {
             return Err(Outcome::BadDescriptor);
         }
-        self.may(access)?;
         let count = pages.len() as u32;
-        self.request(access, pages)?;
+        self.request_pages(access, pages)?;
         self.tally.done = count;
         Ok(())
     }
 
     /// TRANSLATE: each page of each piece.
-    fn translate(&mut self, job: &Job, ats: bool) -> Result<(), Outcome> {
-        let access = job.purpose(ats);
-        if !access.translated {
+    fn translate(&mut self, job: &Job) -> Result<(), Outcome> {
+        let access = job.purpose();
+        if !access.translated || !self.dma.enabled().contains(Enabled::ATS) {
             return Err(Outcome::AtsDisabled);
         }
-        let pieces = self.pieces(job, ats)?;
+        let pieces = self.pieces(job)?;
         for (iova, length) in pieces {
             let last = iova.0.saturating_add(u64::from(length.max(1)) - 1);
             let mut at = iova.0;
             loop {
-                self.may(access)?;
+                let access = self.check_enabled(access)?;
                 // A translation that there is none of is no fault: nobody is told.
                 if let Err(denied) = self.engine.port.translate(access, Iova(at)) {
-                    return Err(self.fail(Iova(at), outcome_of(denied)));
+                    return Err(self.fail(Iova(at), denied.into()));
                 }
                 self.tally.done = self.tally.done.wrapping_add(1);
                 match (at | (PAGE - 1)).checked_add(1) {
@@ -264,13 +230,13 @@ impl<'a> Runner<'a> {
     }
 
     /// The pieces of a job: those of its scatter list, or the one that it names itself.
-    fn pieces(&mut self, job: &Job, ats: bool) -> Result<Pieces, Outcome> {
+    fn pieces(&mut self, job: &Job) -> Result<Pieces, Outcome> {
         if job.pieces == 0 {
             return Ok(vec![(job.address, job.length)]);
         }
-        let read = job.access(EventFlags::READ, ats);
+        let read = job.access(EventFlags::READ);
         let mut list = vec![0; job.pieces as usize * size_of::<Piece>()];
-        self.read(way(job, read), job.address, &mut list)?;
+        self.read(access_mode(job, read), job.address, &mut list)?;
         // Only the bytes that the list describes count.
         self.tally.done = 0;
         let pieces = <[Piece]>::ref_from_bytes(&list).unwrap_or_default();

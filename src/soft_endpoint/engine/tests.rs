@@ -18,7 +18,7 @@ use crate::host::soft::default_properties;
 use crate::host::{
     Answer, Attachment, Fault, Host, HostEvent, PageRequestGroup, PageRequests, Requester,
 };
-use crate::soft_endpoint::pri;
+use crate::soft_endpoint::pri::{self, PageRequestInterface};
 use crate::spec::{DomainId, EventFlags, Gpa, MapFlags, Pasid, Reason};
 
 const RAM: u64 = 0x20_0000;

@@ -2,38 +2,39 @@
 //! The function as its bus sees it: configuration space, BARs, resets.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Map, Value, json};
 
 use crate::host::soft::SoftHost;
 use crate::soft_endpoint::config::{BARS, Bar, ConfigSpace, Effect, SIZE};
-use crate::soft_endpoint::engine::{self, FaultEngine};
-use crate::soft_endpoint::function::{Function, RegisterBlock};
+use crate::soft_endpoint::engine::FaultEngine;
+use crate::soft_endpoint::function::{Function, FunctionState, RegisterBlock};
 use crate::soft_endpoint::scratch::Scratch;
 use crate::soft_endpoint::test_block::TestBlock;
 use crate::spec::EndpointId;
 
 /// An access that goes beyond a region, or to one that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no {length} bytes at {offset:#x} of {place}")]
+#[error("no {length} bytes at {offset:#x} of {region}")]
 pub struct NoSuchRegister {
-    place: Place,
+    region: Region,
     offset: u64,
     length: usize,
 }
 
 /// What an access is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Region {
     /// Configuration space.
     Config,
     /// A BAR.
     Bar(usize),
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for Region {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Config => f.write_str("configuration space"),
@@ -43,22 +44,22 @@ impl std::fmt::Display for Place {
 }
 
 /// A PCI function.
-pub struct Device {
-    function: Arc<Function>,
+pub struct PciFunction {
+    function: Arc<FunctionState>,
     config: Mutex<ConfigSpace>,
     blocks: Vec<(Bar, Arc<dyn RegisterBlock>)>,
     resets: AtomicU64,
 }
 
-impl Device {
+impl PciFunction {
     /// A function of an endpoint, as after power-on. Fails when no thread can be started.
     pub fn new(endpoint: EndpointId, host: &Arc<SoftHost>) -> io::Result<Self> {
-        let function = Arc::new(Function::new(endpoint));
+        let function = Arc::new(FunctionState::new(endpoint));
         let [test, memory, faults] = BARS;
         let scratch = Arc::new(Scratch::new(memory.index, memory.size as usize));
         let port = host.port(endpoint).map_err(io::Error::other)?;
         let test_block = TestBlock::new(&function, port, &scratch)?;
-        let shared = Arc::clone(&function) as Arc<dyn engine::Function>;
+        let shared = Arc::clone(&function) as Arc<dyn Function>;
         let engine = FaultEngine::new(&shared, host, endpoint).map_err(io::Error::other)?;
         Ok(Self {
             config: Mutex::new(ConfigSpace::new(Arc::clone(&function))),
@@ -72,11 +73,11 @@ impl Device {
         })
     }
 
-    /// The length of a place in bytes; 0 if there is no such BAR.
-    pub fn length(place: Place) -> u64 {
-        match place {
-            Place::Config => SIZE as u64,
-            Place::Bar(index) => BARS
+    /// The length of a region in bytes; 0 if there is no such BAR.
+    pub fn length(region: Region) -> u64 {
+        match region {
+            Region::Config => SIZE as u64,
+            Region::Bar(index) => BARS
                 .iter()
                 .find(|bar| bar.index == index)
                 .map_or(0, |bar| bar.size.into()),
@@ -84,9 +85,9 @@ impl Device {
     }
 
     /// Reads registers. A BAR reads as ones while Memory Space Enable is off.
-    pub fn read(&self, place: Place, offset: u64, data: &mut [u8]) -> Result<(), NoSuchRegister> {
-        check(place, offset, data.len())?;
-        match self.block(place) {
+    pub fn read(&self, region: Region, offset: u64, data: &mut [u8]) -> Result<(), NoSuchRegister> {
+        check(region, offset, data.len())?;
+        match self.block(region) {
             None => self.config().read(offset, data),
             Some(_) if !self.function.decodes() => data.fill(0xff),
             Some(block) => block.read(offset, data),
@@ -95,9 +96,9 @@ impl Device {
     }
 
     /// Writes registers. A write to a BAR has no effect while Memory Space Enable is off.
-    pub fn write(&self, place: Place, offset: u64, data: &[u8]) -> Result<(), NoSuchRegister> {
-        check(place, offset, data.len())?;
-        match self.block(place) {
+    pub fn write(&self, region: Region, offset: u64, data: &[u8]) -> Result<(), NoSuchRegister> {
+        check(region, offset, data.len())?;
+        match self.block(region) {
             None => {
                 let effect = self.config().write(offset, data);
                 if effect == Effect::Reset {
@@ -129,7 +130,7 @@ impl Device {
     }
 
     /// What blocks share.
-    pub fn function(&self) -> &Arc<Function> {
+    pub fn function(&self) -> &Arc<FunctionState> {
         &self.function
     }
 
@@ -160,26 +161,25 @@ impl Device {
         })
     }
 
-    fn block(&self, place: Place) -> Option<&dyn RegisterBlock> {
-        let Place::Bar(index) = place else {
+    fn block(&self, region: Region) -> Option<&dyn RegisterBlock> {
+        let Region::Bar(index) = region else {
             return None;
         };
         let (_, block) = self.blocks.iter().find(|(bar, _)| bar.index == index)?;
         Some(&**block)
     }
 
-    /// Nothing panics while it holds this lock, and if something did, what it guards is still whole.
     fn config(&self) -> MutexGuard<'_, ConfigSpace> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+        self.config.lock()
     }
 }
 
-fn check(place: Place, offset: u64, length: usize) -> Result<(), NoSuchRegister> {
+fn check(region: Region, offset: u64, length: usize) -> Result<(), NoSuchRegister> {
     let end = offset.checked_add(length as u64);
     match end {
-        Some(end) if end <= Device::length(place) => Ok(()),
+        Some(end) if end <= PciFunction::length(region) => Ok(()),
         _ => Err(NoSuchRegister {
-            place,
+            region,
             offset,
             length,
         }),

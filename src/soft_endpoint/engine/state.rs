@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! An engine: its registers, and the thread that carries out its chains.
+//! An engine: its registers, and how far it is.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Wake, Waker};
-use std::thread::{JoinHandle, Thread};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 use crate::host::soft::Port;
-use crate::soft_endpoint::engine::Function;
+use crate::soft_endpoint::agent::thread::AgentThread;
 use crate::soft_endpoint::engine::descriptor::Outcome;
 use crate::soft_endpoint::engine::registers::{Cause, Control, State, engine};
-use crate::soft_endpoint::engine::run::Runner;
+use crate::soft_endpoint::function::Function;
 
 /// Cached translations that a picture shows.
 const MAX_SHOWN: usize = 16;
@@ -55,6 +54,22 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn enter(&self, state: State) {
         self.state.store(state as u8, Ordering::Release);
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.state.load(Ordering::Acquire) == State::Idle as u8
+    }
+
+    /// A chain begins.
+    pub(super) fn begin(&self) {
+        self.outcome.store(0, Ordering::Relaxed);
+        self.enter(State::Running);
+    }
+
+    /// A chain has ended.
+    pub(super) fn end(&self, outcome: Outcome) {
+        self.outcome.store(outcome as u8, Ordering::Release);
+        self.enter(State::Idle);
     }
 
     fn clear(&self) {
@@ -100,12 +115,8 @@ impl Default for Program {
 struct Inner {
     program: Program,
     cause: Cause,
-    /// From the doorbell until the chain is done and its interrupt raised.
-    busy: bool,
     /// The engine was reset after the last chain.
     fresh: bool,
-    ended: bool,
-    thread: Option<JoinHandle<()>>,
 }
 
 /// An engine.
@@ -113,11 +124,9 @@ pub(super) struct Engine {
     pub(super) function: Arc<dyn Function>,
     pub(super) port: Port,
     pub(super) progress: Progress,
-    /// The chain must stop where it is.
-    stopping: AtomicBool,
+    /// Works from the doorbell until the chain is done and its interrupt raised.
+    pub(super) thread: AgentThread,
     inner: Mutex<Inner>,
-    /// `busy`, `ended` changed.
-    changed: Condvar,
 }
 
 impl Engine {
@@ -126,30 +135,22 @@ impl Engine {
             function,
             port,
             progress: Progress::default(),
-            stopping: AtomicBool::new(false),
+            thread: AgentThread::new("fault-engine".to_owned()),
             inner: Mutex::default(),
-            changed: Condvar::new(),
         }
     }
 
-    /// Nothing panics while it holds this lock, and if something did, what it guards is still whole.
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'a>(&self, inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
-        self.changed
-            .wait(inner)
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     pub(super) fn program(&self) -> Program {
         self.lock().program
     }
 
-    /// Whether the chain must stop where it is.
-    pub(super) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+    /// Whether the engine was reset since the last call.
+    pub(super) fn take_fresh(&self) -> bool {
+        std::mem::take(&mut self.lock().fresh)
     }
 
     pub(super) fn read(&self, register: u64) -> u32 {
@@ -231,12 +232,10 @@ impl Engine {
         })
     }
 
-    pub(super) fn write(self: &Arc<Self>, register: u64, value: u32) {
+    /// Writes a register other than DOORBELL.
+    pub(super) fn write(&self, register: u64, value: u32) {
         if register == engine::CONTROL && value & Control::RESET.bits() != 0 {
             return self.reset();
-        }
-        if register == engine::DOORBELL {
-            return self.start();
         }
         let mut inner = self.lock();
         let program = &mut inner.program;
@@ -254,67 +253,17 @@ impl Engine {
         }
     }
 
-    /// The doorbell. A chain that is being carried out goes on, and nothing else happens.
-    fn start(self: &Arc<Self>) {
-        let mut inner = self.lock();
-        // The driver has seen the end of a chain whose interrupt is on its way.
-        while inner.busy && self.progress.state.load(Ordering::Acquire) == State::Idle as u8 {
-            inner = self.wait(inner);
-        }
-        if inner.busy || inner.ended {
-            return;
-        }
-        if inner.thread.is_none() {
-            let engine = Arc::clone(self);
-            let builder = std::thread::Builder::new().name("fault-engine".to_owned());
-            match builder.spawn(move || engine.run()) {
-                Ok(thread) => inner.thread = Some(thread),
-                Err(error) => {
-                    log::warn!("fault engine: no thread: {error}");
-                    return;
-                }
-            }
-        }
-        inner.busy = true;
-        self.progress.outcome.store(0, Ordering::Relaxed);
-        self.progress.enter(State::Running);
-        self.changed.notify_all();
-    }
-
-    /// Stops the chain where it is. When this returns, no access is in flight, and none follows.
-    fn stop<'a>(&'a self, mut inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
-        self.stopping.store(true, Ordering::Relaxed);
-        if let Some(thread) = &inner.thread {
-            thread.thread().unpark();
-        }
-        while inner.busy {
-            inner = self.wait(inner);
-        }
-        self.stopping.store(false, Ordering::Relaxed);
-        inner
-    }
-
+    /// Stops the chain where it is, and puts everything in the state after power-on. When this returns, no access is in
+    /// flight, and none follows.
     pub(super) fn reset(&self) {
-        let mut inner = self.stop(self.lock());
-        inner.program = Program::default();
-        inner.cause = Cause::empty();
-        inner.fresh = true;
-        self.progress.clear();
-        self.port.flush();
-    }
-
-    /// Ends the thread.
-    pub(super) fn end(&self) {
-        let mut inner = self.lock();
-        inner.ended = true;
-        self.changed.notify_all();
-        let mut inner = self.stop(inner);
-        let thread = inner.thread.take();
-        drop(inner);
-        if let Some(thread) = thread {
-            // It has nothing to say.
-            let _ = thread.join();
-        }
+        self.thread.stop(|| {
+            *self.lock() = Inner {
+                fresh: true,
+                ..Inner::default()
+            };
+            self.progress.clear();
+            self.port.flush();
+        });
     }
 
     pub(super) fn interrupt(&self, cause: Cause) {
@@ -325,63 +274,5 @@ impl Engine {
         if program.control.contains(Control::INTERRUPT) {
             self.function.raise(program.vector);
         }
-    }
-
-    /// The thread.
-    fn run(&self) {
-        let mut runner = Runner::new(self);
-        loop {
-            let mut inner = self.lock();
-            while !inner.busy {
-                if inner.ended {
-                    return;
-                }
-                inner = self.wait(inner);
-            }
-            let fresh = std::mem::take(&mut inner.fresh);
-            drop(inner);
-            if fresh {
-                runner.reset();
-            }
-            let outcome = runner.chain();
-            self.progress
-                .outcome
-                .store(outcome as u8, Ordering::Release);
-            self.progress.enter(State::Idle);
-            match outcome {
-                Outcome::Reset => {}
-                Outcome::Done => self.interrupt(Cause::CHAIN),
-                _ => self.interrupt(Cause::CHAIN | Cause::ERROR),
-            }
-            let mut inner = self.lock();
-            inner.busy = false;
-            self.changed.notify_all();
-        }
-    }
-
-    /// Waits on the engine's thread until `poll` has something; `None` when the chain must stop.
-    pub(super) fn wait_until<T>(
-        &self,
-        mut poll: impl FnMut(&mut Context<'_>) -> Option<T>,
-    ) -> Option<T> {
-        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-        let mut context = Context::from_waker(&waker);
-        loop {
-            if self.is_stopping() {
-                return None;
-            }
-            if let Some(value) = poll(&mut context) {
-                return Some(value);
-            }
-            std::thread::park();
-        }
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
     }
 }

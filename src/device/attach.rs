@@ -182,13 +182,13 @@ impl Device {
         }
     }
 
-    /// Writes `bypass` of the config space and moves who is concerned.
+    /// Writes `bypass` of the config space and moves the endpoints that are attached to nothing.
     pub(super) fn set_bypass(&self, state: &mut State, bypass: bool) {
         state.bypass = bypass;
         self.place_all_unattached(state);
     }
 
-    /// Puts every endpoint that is not attached where it belongs by now.
+    /// Puts every endpoint that is not attached where the config space says.
     pub(super) fn place_all_unattached(&self, state: &mut State) {
         for id in ids(state) {
             self.place_unattached(state, id);
@@ -268,7 +268,7 @@ impl Device {
         }
     }
 
-    /// Moves a requester on the host and in the book, as one step for whoever reads page requests.
+    /// Moves a requester on the host and in the book, as one step for the reader of page requests.
     fn move_requester(&self, requester: Requester, to: Attachment) -> Result<(), HostError> {
         let mut book = self.book();
         if book.attachment(requester) == to {

@@ -109,7 +109,7 @@ impl<'a> Batch<'a> {
         if let Request::Unmap { domain, range } = request {
             return self.unmap(domain, range);
         }
-        // Everything else sees the host as the UNMAPs before it have left it.
+        // Any other request finds the UNMAPs before it carried out on the host.
         let settled = self.settle();
         let counters = &self.device.counters;
         let result = match request {
@@ -156,7 +156,8 @@ impl<'a> Batch<'a> {
         &self.state.properties
     }
 
-    /// Settles what is still open. Dropping the batch settles it too, but tells nobody.
+    /// Ends the batch: tells the host of the UNMAPs that are still joined. Dropping the batch does so too, but their
+    /// statuses are lost.
     pub fn finish(mut self) -> Finished {
         Finished {
             settled: self.settle(),
@@ -178,7 +179,7 @@ impl<'a> Batch<'a> {
         match result {
             Ok(()) => self.tally.map += 1,
             Err(status) => {
-                // The Linux driver does not look at the status: nobody else will say it.
+                // Linux's driver does not look at the status, so the log has to say it.
                 if self.device.counters.map_failed.increment_and_log() {
                     log::warn!(
                         "MAP of {}-{} to {} in domain {id} failed: {status:?}",

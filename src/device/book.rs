@@ -56,8 +56,8 @@ impl Default for EndpointBook {
     }
 }
 
-/// How often at most the host is asked for what is to be dropped. Each answer is bounded; devices that go on raising
-/// faults do not hold a connection up.
+/// How often the host is asked at most for events that are to be dropped. Each answer is bounded, so devices that go on
+/// raising faults do not hold a connection up.
 const MAX_DRAINS: usize = 4096;
 
 /// Why PAGE_RESPONSE was refused.
@@ -113,6 +113,9 @@ impl PageRequestBook {
             self.drop_events(host, counters);
             counters.fault_reports_dropped.add(self.reports.clear());
         }
+        for book in self.endpoints.values_mut() {
+            book.timeout_logged = false;
+        }
         self.connected = true;
     }
 
@@ -149,7 +152,7 @@ impl PageRequestBook {
         counters.fault_reports_dropped.add(self.reports.clear());
     }
 
-    /// Takes what the host has to tell, and tells no driver.
+    /// Takes the host's events; no driver hears of them.
     fn drop_events(&mut self, host: &dyn Host, counters: &Counters) {
         let mut incoming = std::mem::take(&mut self.incoming);
         for _ in 0..MAX_DRAINS {
@@ -249,7 +252,7 @@ impl PageRequestBook {
         answered.map_err(|_| ResponseError::Stale)
     }
 
-    /// Does all there is to do: see [`super::Device::service_events`].
+    /// See [`super::Device::service_events`].
     pub fn service(
         &mut self,
         host: &dyn Host,
@@ -347,7 +350,7 @@ impl PageRequestBook {
     }
 
     /// A group of each endpoint in turn, for as long as any fits. One that does not fit holds its endpoint up
-    /// and nobody else (X50).
+    /// and no other (X50).
     fn deliver_groups(&mut self, host: &dyn Host, counters: &Counters, queue: &mut dyn EventQueue) {
         loop {
             let mut progress = false;
@@ -481,7 +484,7 @@ fn fault_of(group: &PageRequestGroup, reason: Reason) -> Fault {
 
 fn answer_invalid(host: &dyn Host, counters: &Counters, cookie: Cookie) {
     match host.respond(cookie, Answer::Invalid) {
-        // Withdrawn on the host meanwhile: nobody waits for the answer.
+        // Withdrawn on the host meanwhile: no device waits for the answer.
         Ok(()) | Err(HostError::NoGroup(_)) => {}
         Err(error) => {
             if counters.host_errors.increment_and_log() {

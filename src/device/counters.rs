@@ -96,7 +96,7 @@ counters! {
     page_request_withdrawn,
     /// Fault reports given to the driver.
     fault_reports,
-    /// Fault reports dropped because too many were waiting.
+    /// Fault reports dropped: too many were waiting, or the driver in whose time they came was gone.
     fault_reports_dropped,
     /// Device resets.
     resets,

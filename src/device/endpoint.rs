@@ -76,8 +76,8 @@ impl Endpoint {
     }
 }
 
-/// The configured regions, and what they leave of the host's (V61: no overlaps, one MSI region at most). Who configures
-/// doorbells means those of the guest's machine: the host's are then reserved like anything else.
+/// The configured regions, and what they leave of the host's (V61: no overlaps, one MSI region at most). If
+/// doorbells are configured, they are those of the guest's machine: the host's are then reserved like anything else.
 fn merge_reserved(
     id: EndpointId,
     host: &[ReservedRegion],

@@ -105,7 +105,7 @@ impl JoinedUnmaps {
         self.removed.split_off(taken.start)
     }
 
-    /// Takes back what was put aside.
+    /// Takes back the mappings that were put aside.
     pub fn take_back(&mut self, aside: Vec<Mapping>) {
         self.removed.extend(aside);
     }

@@ -311,7 +311,8 @@ impl Device {
         result
     }
 
-    /// A front-end connected.
+    /// A front-end connected. Faults and page requests from before are not for its guest: they are counted as dropped,
+    /// and answered.
     pub fn connect(&self) {
         self.counters.connections.increment();
         let mut state = self.state();
@@ -320,9 +321,8 @@ impl Device {
         self.place_all_unattached(&mut state);
     }
 
-    /// The front-end is gone: a system reset. A device reset, then `bypass` is as at start (C10) and no
-    /// feature is negotiated. Devices that are the front-end's are blocked. The transport takes the memory away with
-    /// [`Device::update_memory`].
+    /// The front-end is gone: a system reset, after which no feature is negotiated. Devices that are the front-end's are
+    /// blocked. The transport takes the memory away with [`Device::update_memory`].
     pub fn disconnect(&self) {
         let mut state = self.state();
         // First, as it says where the front-end's devices belong.
@@ -332,13 +332,13 @@ impl Device {
         self.book().disconnect();
     }
 
-    /// A device reset: no attachment, no domain, no group, no held event; `bypass` stays (I12, C10).
+    /// A device reset: no attachment, no domain, no group, no event is left; `bypass` stays (I12, C10).
     pub fn reset(&self) {
         self.reset_state(&mut self.state());
     }
 
-    /// A system reset with the front-end still there: a device reset, then `bypass` is as at start (C10). Features
-    /// stay: the next driver's may be negotiated already.
+    /// A system reset with the front-end still there: a device reset, then `bypass` has its initial value again (C10).
+    /// Features stay: the next driver's may be negotiated already.
     pub fn system_reset(&self) {
         self.system_reset_state(&mut self.state());
     }
@@ -348,20 +348,20 @@ impl Device {
         self.reset_state(state);
     }
 
-    /// The queues stopped, perhaps for a pause: attachments and groups stay, events are held, and the time-outs of page
-    /// requests stand still. A reset ends it too.
+    /// The queues stopped, perhaps for a pause. Attachments and groups stay, events are held, and the time-outs of page
+    /// requests stand still from `now` on, until [`Device::resume`] or a reset.
     pub fn suspend(&self, now: Instant) {
         self.book().suspend(now);
     }
 
-    /// The queues run again. [`Device::service_events`] wants a call.
+    /// The queues run again: what was left of each time-out begins at `now`.
     pub fn resume(&self, now: Instant) {
         self.book().resume(now);
     }
 
-    /// The driver is gone, and a reset follows when there is another one, or with the machine's. Until then nobody
-    /// answers page requests, so there are none: held and outstanding groups are answered as at the reset. Translations
-    /// stay: a driver may reset the IOMMU while devices behind it are still to be shut down.
+    /// The driver has ended. The reset follows when the next driver starts, or with the machine's. Until then no driver
+    /// answers page requests: held and outstanding groups are answered INVALID_REQUEST, and endpoints raise no more.
+    /// Translations stay, as a driver may reset the IOMMU before it shuts down the devices behind it.
     pub fn end_driver(&self) {
         let mut state = self.state();
         for id in attach::ids(&state) {
@@ -369,10 +369,12 @@ impl Device {
         }
     }
 
-    /// Takes what the host has to tell, answers what has waited too long, and puts into `queue` what fits.
-    /// `queue` is `None` while there is no running event queue. Returns when it wants to be called again at the
-    /// latest; it also wants a call when a descriptor of [`Host::event_fds`] is readable, when the driver
-    /// added event buffers, and when [`Finished::events_wanted`] says so.
+    /// Takes the host's events, answers the groups that have waited too long, and puts into `queue` what fits. `queue` is
+    /// `None` while no event queue runs.
+    ///
+    /// Returns the time of the next call at the latest; `None` when no group has a time-out, or while time stands still
+    /// ([`Device::suspend`]). A call is also wanted when a descriptor of [`Host::event_fds`] is readable, when the driver
+    /// has added event buffers, after [`Device::resume`], and when [`Finished::events_wanted`] says so.
     pub fn service_events(
         &self,
         queue: Option<&mut dyn EventQueue>,

@@ -68,7 +68,7 @@ pub(super) fn parse(
     writable_len: usize,
     features: Features,
 ) -> Result<Request, Refusal> {
-    // R15, R16 and the choices beside them: without room for head or tail there is nobody to tell.
+    // R15, R16 and the choices beside them: without a head or room for a tail there is nothing to answer.
     if writable_len < TAIL_LEN || readable_len < size_of::<Head>() {
         return Err(Refusal::Unwritten);
     }

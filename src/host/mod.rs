@@ -98,18 +98,18 @@ pub struct EndpointProperties {
     pub pasid_flags: PasidFlags,
     /// Holes in its address space, ascending and disjoint.
     pub reserved: Vec<ReservedRegion>,
-    /// Whose its device is.
+    /// The process that has its device.
     pub owner: Owner,
 }
 
-/// Whose the device of an endpoint is.
+/// The process that has the device of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Owner {
     /// This process's alone.
     #[default]
     Host,
-    /// The front-end's, which shares it. Without a front-end the endpoint reaches nothing, lest it reach what was a
-    /// guest's.
+    /// The front-end's, which shares it. Without a front-end the endpoint is blocked: it must not reach the memory of a
+    /// guest that is gone.
     FrontEnd {
         /// The endpoint's bypass is the front-end's own mapping of all of guest memory, which is there from the start.
         maps_memory: bool,
@@ -157,7 +157,7 @@ pub struct PageRequest {
 /// A complete group: it gets exactly one answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageRequestGroup {
-    /// Who asks.
+    /// The source of the requests.
     pub requester: Requester,
     /// The host's name for the group.
     pub cookie: Cookie,
@@ -168,7 +168,7 @@ pub struct PageRequestGroup {
 /// An unrecoverable fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Who made the access.
+    /// The source of the access.
     pub requester: Requester,
     /// Why it failed.
     pub reason: Reason,
@@ -335,8 +335,7 @@ pub trait Host: Send + Sync {
     /// of the host.
     fn event_fds(&self) -> Vec<RawFd>;
 
-    /// Hands out what has come, at most a bounded number per call, oldest first. A call that hands out nothing says that
-    /// there is nothing.
+    /// Hands out what has come, at most a bounded number per call, oldest first.
     fn take_events(&self, sink: &mut dyn FnMut(HostEvent));
 
     /// Answers a group.

@@ -12,6 +12,7 @@ mod model;
 mod page_requests;
 mod pasid;
 mod probe;
+mod reports;
 mod requests;
 mod time_out;
 

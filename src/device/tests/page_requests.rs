@@ -5,8 +5,7 @@ use std::collections::HashSet;
 
 use super::fake::{Call, FakeHost, FakeQueue};
 use super::*;
-use crate::device::events::MAX_REPORTS;
-use crate::host::{Answer, Attachment, Fault, PageRequests};
+use crate::host::{Answer, Attachment, PageRequests};
 use crate::spec::Reason;
 
 const R: EventFlags = EventFlags::READ;
@@ -134,7 +133,7 @@ fn a_group_waits_until_all_of_it_fits__x48() {
 }
 
 #[test]
-fn groups_of_an_endpoint_keep_their_order_and_hold_up_nobody_else__x45_x49_x50() {
+fn groups_of_an_endpoint_keep_their_order_and_hold_up_no_other_endpoint__x45_x49_x50() {
     let bench = attached();
     bench.attach_with(8, 2, PAGE_REQUEST);
     let mut queue = FakeQueue::new(3);
@@ -239,72 +238,6 @@ fn a_group_id_stays_unique_over_the_wrap_of_16_bits__x46_x47() {
         assert!(used.insert(id), "{id} came too early");
         assert_eq!(bench.respond(1, id, 0), Status::Ok);
     }
-}
-
-#[test]
-fn without_the_feature_a_group_is_refused_and_reported__x35_x43() {
-    let bench = Bench::new();
-    bench.negotiate_without(Features::PAGE_REQUEST);
-    bench.attach(7, 1);
-    let mut queue = FakeQueue::new(8);
-    let cookie = bench.host.raise(requester(1), &[page(0x5123, W)]);
-    bench.service(&mut queue);
-    assert_eq!(bench.host.answers(), [(cookie, Answer::Invalid)]);
-    let report = fault(&queue.take()[0]);
-    assert_eq!(report.reason, Reason::Mapping as u8);
-    assert_eq!(report.flags.get(), (W | EventFlags::ADDRESS).bits());
-    assert_eq!((report.endpoint.get(), report.address.get()), (1, 0x5123));
-}
-
-#[test]
-fn without_the_flag_a_group_is_refused_and_reported__x43() {
-    let bench = Bench::new();
-    bench.attach(7, 1);
-    let mut queue = FakeQueue::new(8);
-    let cookie = bench.host.raise(requester(1), &[page(0x5000, R)]);
-    bench.service(&mut queue);
-    assert_eq!(bench.host.answers(), [(cookie, Answer::Invalid)]);
-    assert_eq!(queue.take().len(), 1);
-    assert_eq!(bench.device.counters().page_request_unwanted.get(), 1);
-}
-
-#[test]
-fn a_buffer_that_is_too_small_takes_the_report_instead__e68_x38() {
-    let bench = attached();
-    let mut queue = FakeQueue::new(0);
-    queue.buffers = [24, 32, 32].into();
-    let refused = bench.host.raise(requester(1), &[page(0x5000, R)]);
-    bench.host.raise(requester(1), &[page(0x6000, R)]);
-    bench.service(&mut queue);
-    assert_eq!(bench.host.answers(), [(refused, Answer::Invalid)]);
-    let events = queue.take();
-    assert_eq!(fault(&events[0]).address.get(), 0x5000);
-    assert_eq!(event(&events[1]).address.get(), 0x6000);
-}
-
-#[test]
-fn a_buffer_too_small_for_any_report_is_returned_unused__e68() {
-    let bench = attached();
-    let mut queue = FakeQueue::new(0);
-    queue.buffers = [23, 0, 24].into();
-    let refused = bench.host.raise(requester(1), &[page(0x5000, R)]);
-    bench.service(&mut queue);
-    assert_eq!(bench.host.answers(), [(refused, Answer::Invalid)]);
-    assert_eq!(queue.discarded, 2);
-    assert_eq!(fault(&queue.take()[0]).address.get(), 0x5000);
-    assert_eq!(bench.device.counters().event_buffers_bad.get(), 2);
-}
-
-#[test]
-fn a_group_larger_than_the_queue_is_refused_at_once__x52() {
-    let bench = attached();
-    let mut queue = FakeQueue::new(2);
-    queue.size = 2;
-    let pages: Vec<_> = (0..3).map(|i| page(i * GRANULE, R)).collect();
-    let cookie = bench.host.raise(requester(1), &pages);
-    bench.service(&mut queue);
-    assert_eq!(bench.host.answers(), [(cookie, Answer::Invalid)]);
-    assert_eq!(fault(&queue.take()[0]).address.get(), 0);
 }
 
 #[test]
@@ -476,79 +409,6 @@ fn response_failure_is_kept_even_when_the_host_cannot_move_the_endpoint__x70() {
 }
 
 #[test]
-fn no_event_before_the_first_request__e67() {
-    let config = DeviceConfig {
-        boot_bypass: false,
-        ..DeviceConfig::default()
-    };
-    let bench = Bench::with(config, FakeHost::new(&[1]));
-    let mut queue = FakeQueue::new(4);
-    let blocked = Fault {
-        requester: requester(1),
-        reason: Reason::Domain,
-        address: Some(Iova(0x1234)),
-        access: R,
-    };
-    bench.host.fault(blocked);
-    bench.service(&mut queue);
-    assert_eq!(queue.take().len(), 0);
-    let mut batch = bench.device.requests();
-    batch.execute(&[0xff; 4], 4, 4);
-    assert!(batch.finish().events_wanted);
-    bench.service(&mut queue);
-    let report = fault(&queue.take()[0]);
-    assert_eq!((report.reason, report.address.get()), (1, 0x1234));
-    assert_eq!((report.reserved, report.reserved1.get()), ([0; 3], 0));
-    // After a reset the driver starts anew.
-    bench.device.reset();
-    bench.host.fault(blocked);
-    bench.service(&mut queue);
-    assert_eq!(queue.take().len(), 0);
-}
-
-#[test]
-fn the_newest_reports_are_dropped_when_too_many_wait__e67() {
-    let bench = attached();
-    for address in 0..MAX_REPORTS as u64 + 10 {
-        bench.host.fault(Fault {
-            requester: requester(1),
-            reason: Reason::Mapping,
-            address: Some(Iova(address)),
-            access: W,
-        });
-    }
-    let mut queue = FakeQueue::new(0);
-    bench.service(&mut queue);
-    queue.buffers.extend([24; 100]);
-    bench.service(&mut queue);
-    let addresses: Vec<_> = queue
-        .take()
-        .iter()
-        .map(|e| fault(e).address.get())
-        .collect();
-    assert_eq!(addresses, (0..MAX_REPORTS as u64).collect::<Vec<_>>());
-    assert_eq!(bench.device.counters().fault_reports_dropped.get(), 10);
-}
-
-#[test]
-fn a_report_without_address_has_no_address_flag__e66() {
-    let bench = attached();
-    let mut queue = FakeQueue::new(1);
-    bench.host.fault(Fault {
-        requester: requester(1),
-        reason: Reason::Unknown,
-        address: None,
-        access: EventFlags::empty(),
-    });
-    bench.service(&mut queue);
-    let report = fault(&queue.take()[0]);
-    assert_eq!(
-        (report.flags.get(), report.address.get(), report.reason),
-        (0, 0, 0)
-    );
-}
-
-#[test]
 fn a_thousand_groups_are_answered_in_any_order__x57_x68() {
     let bench = attached();
     let count = if cfg!(miri) { 20 } else { 1000 };
@@ -581,42 +441,4 @@ fn a_group_whose_host_call_fails_stays_outstanding__x67() {
     bench.host.fail(None);
     assert_eq!(bench.respond(1, group, 0), Status::Ok);
     assert_eq!(bench.host.answers(), [(cookie, Answer::Success)]);
-}
-
-#[test]
-fn outside_a_domain_nothing_is_requested__x43_x44() {
-    // Not attached: reason DOMAIN. In bypass nothing is missing, so nobody knows what it was.
-    for (boot_bypass, reason) in [(false, Reason::Domain), (true, Reason::Unknown)] {
-        let config = DeviceConfig {
-            boot_bypass,
-            ..DeviceConfig::default()
-        };
-        let bench = Bench::with(config, FakeHost::new(&[1, 2]));
-        // The driver is there.
-        bench.attach(7, 2);
-        let mut queue = FakeQueue::new(4);
-        let cookie = bench.host.raise(requester(1), &[page(0x5000, W)]);
-        bench.service(&mut queue);
-        assert_eq!(bench.host.answers(), [(cookie, Answer::Invalid)]);
-        let events = queue.take();
-        assert_eq!(events.len(), 1);
-        let report = fault(&events[0]);
-        assert_eq!(report.reason, reason as u8);
-        assert_eq!(report.flags.get(), (W | EventFlags::ADDRESS).bits());
-    }
-}
-
-#[test]
-fn a_fault_of_no_endpoint_is_no_event__e65_e69() {
-    let bench = attached();
-    let mut queue = FakeQueue::new(4);
-    bench.host.fault(Fault {
-        requester: requester(99),
-        reason: Reason::Unknown,
-        address: None,
-        access: EventFlags::empty(),
-    });
-    bench.service(&mut queue);
-    assert!(queue.take().is_empty());
-    assert_eq!(bench.device.counters().fault_reports_dropped.get(), 1);
 }

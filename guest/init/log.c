@@ -89,8 +89,20 @@ static void wait_for(struct words words)
 	}
 }
 
+/* A line of our own, that the console shows too. The kernel hands out a line without an end with the next one only. */
+static void write_log(struct words words)
+{
+	char line[512];
+
+	snprintf(line, sizeof line, "<1>%s\n", join(words, 0));
+	if (!spit("/dev/kmsg", line))
+		return fail_errno("/dev/kmsg");
+	ok("%s", "");
+}
+
 const struct command log_commands[] = {
 	{ "log", 0, -1, show_log },
+	{ "log-write", 1, -1, write_log },
 	{ "log-mark", 0, 0, set_mark },
 	{ "log-wait", 2, -1, wait_for },
 	{ NULL, 0, 0, NULL },

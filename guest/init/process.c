@@ -82,10 +82,27 @@ static void wait_for_it(struct words words)
 	ok("%s", "");
 }
 
+/* No process but this one is there: each of the others has ended, and is forgotten with this. */
+static void alone(struct words words)
+{
+	pid_t ended;
+
+	(void)words;
+	do
+		ended = waitpid(-1, NULL, WNOHANG);
+	while (ended > 0);
+	if (!ended)
+		return fail("another process is running");
+	if (errno != ECHILD)
+		return fail_errno("waitpid");
+	ok("%s", "");
+}
+
 const struct command process_commands[] = {
 	{ "child", 0, 0, child },
 	{ "kill", 0, 0, kill_child },
 	{ "background", 1, -1, run_in_background },
 	{ "background-wait", 0, 0, wait_for_it },
+	{ "alone", 0, 0, alone },
 	{ NULL, 0, 0, NULL },
 };

@@ -70,7 +70,7 @@ class ArmProbeTest(Arm, test_probe.ProbeTest):
     window = None
 
 
-class ArmDmaTest(Arm, test_dma.DmaCases):
+class ArmDmaTest(test_dma.DmaCases, Arm):
     """`test_dma` on Arm."""
 
     keeps_mappings_without_devices = True

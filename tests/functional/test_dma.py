@@ -31,6 +31,7 @@ else:
 class DmaCases(Base):
     """The cases; the classes below say on which kernel."""
 
+    shares_machines = True
     # Whether an address space outlives the detaching of its last device.
     keeps_mappings_without_devices: bool
 

@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import select
 import subprocess
 import sys
 import tempfile
@@ -91,6 +92,22 @@ class ClosedCacheTest(unittest.TestCase):
         lab.odd_backend.cache_clear()
         with self.assertRaisesRegex(lab.Missing, "LAB_ODD_BACKEND: /nowhere/program does not exist"):
             lab.odd_backend()
+
+
+class TiedTest(unittest.TestCase):
+    """What tests start ends with them."""
+
+    def test_a_process_ends_when_its_starter_is_killed(self):
+        script = "import subprocess; from lab_kit.vm.tied import tied; subprocess.run(tied(['sh', '-c', 'echo; exec sleep 600']))"
+        with subprocess.Popen(
+            [sys.executable, "-Bc", script], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT / "qemu-scripts")}
+        ) as starter:
+            assert starter.stdout
+            starter.stdout.readline()
+            starter.kill()
+            # The end of the file: nobody has the other side any more.
+            self.assertTrue(select.select([starter.stdout], [], [], 60)[0])
+            self.assertEqual(starter.stdout.read(), b"")
 
 
 if __name__ == "__main__":

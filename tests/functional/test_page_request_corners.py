@@ -4,6 +4,7 @@
 from itertools import combinations
 
 from bases.paging import FIRST, IOVA, PAGE, SECOND, Call, PagingTest
+from bases.sharing import own_machine
 from bases.testcase import FunctionalTest
 from lab_kit.vm import lab
 from lab_kit.vm.control import endpoint_id
@@ -17,6 +18,8 @@ CROWD = (*ON_BUS_0, *(f"{1 + port:02x}:00.0" for port in PORTS))
 
 class PageRequestCornerTest(PagingTest):
     """The patched driver, with page requests in unusual numbers and orders."""
+
+    shares_machines = True
 
     def ask(self, pages: list[tuple[int, str]]) -> Call:
         """The first endpoint raises a group as it stands: addresses and kinds of access."""
@@ -45,6 +48,7 @@ class PageRequestCornerTest(PagingTest):
         self.assertEqual(call.result(), "success")
         self.assert_answered(control, 1)
 
+    @own_machine
     def test_32_endpoints_fault_at_once_and_one_is_never_answered(self):
         extra = []
         for port in PORTS:
@@ -78,6 +82,7 @@ class PageRequestCornerTest(PagingTest):
         self.assertEqual(read.result(), pattern(4, 16))
         self.assert_answered(control, 2)
 
+    @own_machine
     def test_answer_after_the_time_out_meets_nothing_and_is_no_error__x61(self):
         _, guest, control = self.start("--page-response-timeout", "1")
         self.attach_table(guest, "one", FIRST)
@@ -94,6 +99,7 @@ class PageRequestCornerTest(PagingTest):
         self.assertEqual(control.counters()["page_response_stale"], 1)
         self.assert_clean(control)
 
+    @own_machine
     def test_groups_beyond_the_limit_are_answered_at_once(self):
         _, guest, control = self.start_attached("--max-page-requests", "2")
         calls = [self.ask([(IOVA, "r")])]
@@ -129,7 +135,7 @@ class PageRequestCornerTest(PagingTest):
         self.assert_clean(control)
 
     def test_attachment_without_a_fault_queue_refuses_and_tells_the_guest(self):
-        _, guest, control = self.start()
+        _, guest, control = self.start("--page-response-timeout", "0")
         self.attach_vfio(guest, "plain", SECOND, "plain")
         guest.mark_log()
         asked = control.execute("page-request", endpoint=SECOND, pages=[{"iova": IOVA, "access": "r"}])

@@ -4,6 +4,7 @@
 from test_dma import DmaCases
 
 from bases.paging import FIRST, IOVA, PAGE, SECOND, Call, PagingTest
+from bases.sharing import own_machine
 from bases.testcase import FunctionalTest
 from lab_kit.vm import lab
 from lab_kit.vm.guest import GuestError, pattern
@@ -36,8 +37,10 @@ class StockDriverMapTest(FunctionalTest):
 class PageRequestTest(PagingTest):
     """One program in the guest takes page requests, maps memory and answers."""
 
+    shares_machines = True
+
     def test_features_are_negotiated_and_asked_for_at_attach_only_with_a_fault_queue__x2_x6(self):
-        _, guest, control = self.start()
+        _, guest, control = self.start("--page-response-timeout", "0")
         self.assertEqual({"PAGE_REQUEST", "PASID"} & set(control.status()["features"]), {"PAGE_REQUEST", "PASID"})
         self.attach_vfio(guest, "one", FIRST, "plain")
         self.attach_table(guest, "two", SECOND)
@@ -100,6 +103,7 @@ class PageRequestTest(PagingTest):
             guest.run(f"answer one {fault['cookie']} success")
         self.assert_answered(control, 1)
 
+    @own_machine
     def test_map_that_the_device_refuses_fails_in_the_program__x60(self):
         _, guest, control = self.start_attached("--max-mappings", "1")
         guest.map("one", OTHER, PAGE, "rw", 1)
@@ -155,6 +159,7 @@ class PageRequestTest(PagingTest):
         self.assertEqual(read.result(), pattern(3, 16))
         self.assert_clean(control)
 
+    @own_machine
     def test_driver_is_unbound_with_endpoints_present(self):
         _, guest, control = self.start()
         device = next(name for name in guest.lines(f"ls {DRIVER}") if name.startswith("virtio"))

@@ -20,6 +20,7 @@ class PasidTest(EngineTest):
     """Address spaces of PASIDs: their own mappings, their own page requests."""
 
     kernel = staticmethod(lab.patched_kernel)
+    shares_machines = True
 
     def test_each_pasid_has_its_own_memory_at_the_same_address__x5_x7_x16(self):
         guest, control = self.start_with_pasids(5, 0xFFFFF)

@@ -6,6 +6,7 @@ All their DMA goes through the back-end's IOMMU. Debian's packaged kernel has no
 
 import re
 
+from bases.sharing import own_machine
 from bases.testcase import FunctionalTest
 from lab_kit.vm import lab
 from lab_kit.vm.backend import Backend
@@ -47,15 +48,27 @@ class FunctionTest(FunctionalTest):
         self, *functions: str, command_line: str = "", extra: tuple[str, ...] = ()
     ) -> tuple[Machine, Backend]:
         """A guest with functions at these places, and their driver loaded."""
-        sockets = {function: self.directory / f"function{number}.sock" for number, function in enumerate(functions)}
-        endpoints = [f"{function},soft={path}" for function, path in sockets.items()]
-        backend = self.start_backend(endpoints=(*ENDPOINTS, *endpoints))
-        machine = self.start_machine(
-            backend, command_line, functions=sockets, programs=(self.selftest(),), extra=extra
-        )
-        machine.guest.load("virtio_iommu")
-        machine.guest.load("pci_endpoint_test")
+
+        def make() -> tuple[Backend, Machine]:
+            sockets = {function: self.directory / f"function{number}.sock" for number, function in enumerate(functions)}
+            endpoints = [f"{function},soft={path}" for function, path in sockets.items()]
+            backend = self.start_backend(endpoints=(*ENDPOINTS, *endpoints))
+            machine = self.start_machine(
+                backend, command_line, functions=sockets, programs=(self.selftest(),), extra=extra
+            )
+            machine.guest.load("virtio_iommu")
+            machine.guest.load("pci_endpoint_test")
+            return backend, machine
+
+        backend, machine = self.shared((functions, command_line, extra), make)
         return machine, backend
+
+    def restore(self, machine: Machine) -> None:
+        """The functions lose what they have counted, and what their driver has set up."""
+        for function in machine.config.functions:
+            machine.guest.run(f"unbind {function}")
+            machine.guest.run(f"write /sys/bus/pci/devices/0000:{function}/reset 1")
+            machine.guest.run(f"bind {function} pci-endpoint-test")
 
     def not_run(self) -> dict[str, str]:
         if self.messages == VECTORS:
@@ -87,6 +100,8 @@ class FunctionTest(FunctionalTest):
 class PciEndpointTest(FunctionTest):
     """Transfers, interrupts, and the limits of the IOMMU's mappings."""
 
+    shares_machines = True
+
     def check_mode(self, kind: str, command_line: str) -> None:
         machine, backend = self.start_functions(FIRST, command_line=command_line)
         self.assertEqual(machine.guest.group_types()[FIRST], kind)
@@ -99,14 +114,16 @@ class PciEndpointTest(FunctionTest):
     def test_the_kernels_own_test_passes_in_strict_mode(self):
         self.check_mode("DMA", "iommu.strict=1")
 
+    @own_machine
     def test_the_kernels_own_test_passes_in_lazy_mode(self):
         self.check_mode("DMA-FQ", "iommu.strict=0")
 
+    @own_machine
     def test_the_kernels_own_test_passes_in_identity_domains(self):
         self.check_mode("identity", "iommu.passthrough=1")
 
     def test_every_interrupt_vector_arrives_by_its_number(self):
-        machine, _ = self.start_functions(FIRST)
+        machine, _ = self.start_functions(FIRST, command_line="iommu.strict=1")
         guest = machine.guest
         guest.run("test-interrupts 0 intx")
         for _ in range(10):
@@ -120,12 +137,14 @@ class PciEndpointTest(FunctionTest):
         with self.assertRaises(GuestError):
             guest.run(f"test-interrupt 0 msix {VECTORS + 1}")
 
+    @own_machine
     def test_the_kernels_own_test_passes_behind_a_root_port(self):
         port = ("-device", "pcie-root-port,id=bus1,chassis=1,addr=0c.0")
         machine, backend = self.start_functions("01:00.0", command_line="iommu.strict=1", extra=port)
         self.check_selftest(machine.guest)
         self.assert_clean(backend.control)
 
+    @own_machine
     def test_four_functions_at_once(self):
         machine, backend = self.start_functions(*FUNCTIONS)
         guest = machine.guest
@@ -174,6 +193,7 @@ class PciEndpointTest(FunctionTest):
         self.assertEqual(backend.stop(), 0)
         self.assertFalse(sockets[FIRST].exists())
 
+    @own_machine
     def test_a_warm_reboot_resets_the_function(self):
         machine, backend = self.start_functions(FIRST)
         self.check_transfers(machine.guest)

@@ -10,7 +10,7 @@ from .machine import IOMMU, Machine, MachineConfig, device_options
 # The page of the machine's ITS that messages are written to (GITS_TRANSLATER), as a reserved region of MSI.
 MSI_WINDOW = (0x809_0000, 0x809_FFFF)
 
-COMMAND_LINE = "console=ttyAMA0 loglevel=6 panic=-1 nowatchdog"
+COMMAND_LINE = "console=ttyAMA0 loglevel=6 panic=-1 nowatchdog printk.devkmsg=on"
 
 # What is added to the tree that QEMU makes: the IOMMU, a function of the host bridge, and whom it translates
 # (Documentation/devicetree/bindings/virtio/pci-iommu.yaml). An endpoint's ID is its address.
@@ -75,7 +75,7 @@ class ArmMachine(Machine):
         own, source, compiled, tree = (
             self.directory / name for name in ("virt.dtb", "iommu.dtso", "iommu.dtbo", "guest.dtb")
         )
-        source.write_text(overlay(IOMMU, list(dict.fromkeys([*config.edus, *config.functions]))))
+        source.write_text(overlay(IOMMU, list(config.endpoints)))
         # Two serial lines, as the guest has them.
         serial = ["-serial", "null", "-serial", "null"]
         for command in (

@@ -7,6 +7,7 @@ import select
 import subprocess
 
 from .control import Control
+from .tied import tied
 
 START_TIMEOUT = 10.0
 
@@ -40,7 +41,7 @@ class Backend:
             command += ["--endpoint", endpoint]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=inherited
+                tied([*command, *options]), stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=inherited
             )
         try:
             self._wait_listening([self.socket, control])

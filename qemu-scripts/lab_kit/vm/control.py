@@ -25,6 +25,7 @@ class Control:
         sock.connect(str(path))
         self._lines = LineSocket(sock, "control socket")
         self._timeout = timeout
+        self._before: dict[str, int] = {}
 
     def execute(self, command: str, descriptors: tuple[int, ...] = (), **arguments: Any) -> Any:
         self._lines.send(json.dumps({"execute": command, "arguments": arguments}), descriptors)
@@ -42,8 +43,17 @@ class Control:
     def status(self) -> dict[str, Any]:
         return self.execute("status")
 
-    def counters(self) -> dict[str, int]:
+    def total(self) -> dict[str, int]:
+        """The counters since the start of the back-end."""
         return self.execute("counters")
+
+    def count_from_here(self) -> None:
+        """Has `counters` begin with zeroes."""
+        self._before = self.total()
+
+    def counters(self) -> dict[str, int]:
+        """The counters since `count_from_here`."""
+        return {name: value - self._before.get(name, 0) for name, value in self.total().items()}
 
     def endpoint(self, function: str) -> dict[str, Any]:
         """The status of one endpoint, named by its PCI address on bus 0."""

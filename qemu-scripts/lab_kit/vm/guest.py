@@ -96,11 +96,14 @@ class Guest:
         """Has the kernel look for devices. That waits until it is done with those that are coming."""
         self.run("write /sys/bus/pci/rescan 1")
 
-    def open_vfio(self, name: str, function: str) -> None:
-        """Binds a function to vfio-pci and opens it."""
+    def bind_vfio(self, function: str) -> None:
         self.load("vfio_iommu_type1", "allow_unsafe_interrupts=1")
         self.load("vfio_pci")
         self.run(f"bind {function} vfio-pci")
+
+    def open_vfio(self, name: str, function: str) -> None:
+        """Binds a function to vfio-pci and opens it."""
+        self.bind_vfio(function)
         self.run(f"open {name} {function}")
 
     def map(self, space: str, iova: int, length: int, access: str, seed: int) -> None:

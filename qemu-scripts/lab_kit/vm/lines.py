@@ -48,6 +48,7 @@ class Console:
         self._log = log
         self._text = ""
         self._seen = 0
+        self._start = 0
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -72,8 +73,14 @@ class Console:
 
     @property
     def text(self) -> str:
+        """All that was written since the last `forget`."""
         with self._changed:
-            return self._text
+            return self._text[self._start :]
+
+    def forget(self) -> None:
+        """Leaves what was found last, and what stands before it, out of `text`."""
+        with self._changed:
+            self._start = self._seen
 
     def wait_for(self, pattern: str, timeout: float) -> str:
         """The next line, after the one found last, that matches the regular expression."""

@@ -15,6 +15,7 @@ from . import lab
 from .guest import TIMEOUT, Guest
 from .lines import Console, LineSocket
 from .modules import Modules
+from .tied import tied
 
 # Where things are in the guest. The generic vhost-user device is the IOMMU; `edu` devices are the endpoints. Their
 # own DMA bypasses us, as that of all of QEMU's emulated devices: accesses come from the control socket.
@@ -23,8 +24,11 @@ ENDPOINTS = ("00:05.0", "00:06.0")
 
 # nokaslr: the kernel's text is where the tests look for it. nowatchdog, no_timer_check: a busy machine stops an emulated
 # processor for long enough to look like a lockup, or its timer like a broken one; a real one is found by the time limits
-# of the tests.
-COMMAND_LINE = "console=ttyS0 loglevel=6 panic=-1 nokaslr nowatchdog no_timer_check iommufd.allow_unsafe_interrupts=1"
+# of the tests. printk.devkmsg: the tests write to the log as often as they like.
+COMMAND_LINE = (
+    "console=ttyS0 loglevel=6 panic=-1 nokaslr nowatchdog no_timer_check printk.devkmsg=on "
+    "iommufd.allow_unsafe_interrupts=1"
+)
 
 # A kernel that is there for a crash has a part of memory to itself.
 CRASH_KERNEL = "crashkernel=192M"
@@ -57,6 +61,11 @@ class MachineConfig:
     # How many kernels may follow the first one (`Machine.go_on`).
     next_kernels: int = 0
     extra: list[str] = field(default_factory=list)
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """All that is behind the IOMMU."""
+        return tuple(dict.fromkeys([*self.edus, *self.functions]))
 
 
 def _addr(function: str) -> str:
@@ -108,6 +117,7 @@ class Machine:
 
     def __init__(self, config: MachineConfig, directory: pathlib.Path):
         self.directory = directory
+        self.config = config
         modules = Modules(config.kernel.modules)
         image = directory / "initramfs"
         files = [*modules.unpack(MODULES, directory / "modules"), *config.programs]
@@ -133,7 +143,7 @@ class Machine:
             log.write((" ".join(command) + "\n").encode())
             log.flush()
             self.process = subprocess.Popen(
-                command,
+                tied(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -4,9 +4,10 @@
 See docs/fault-engine.md and guest/README.md.
 """
 
+from lab_kit.vm.backend import Backend
 from lab_kit.vm.control import Control
 from lab_kit.vm.guest import Guest, fields
-from lab_kit.vm.machine import ENDPOINTS
+from lab_kit.vm.machine import ENDPOINTS, Machine
 
 from .testcase import FunctionalTest
 
@@ -38,10 +39,16 @@ class EngineTest(FunctionalTest):
 
     def start_function(self, *options: str) -> tuple[Guest, Control]:
         """A back-end with the function, a machine, the driver, and the function open."""
-        socket = self.directory / "function.sock"
-        backend = self.start_backend("--page-response-timeout", "0", *options, endpoints=(*ENDPOINTS, f"{FUNCTION},soft={socket}"))
-        machine = self.start_machine(backend, functions={FUNCTION: socket})
-        machine.guest.load("virtio_iommu")
+
+        def make() -> tuple[Backend, Machine]:
+            socket = self.directory / "function.sock"
+            endpoints = (*ENDPOINTS, f"{FUNCTION},soft={socket}")
+            backend = self.start_backend("--page-response-timeout", "0", *options, endpoints=endpoints)
+            machine = self.start_machine(backend, functions={FUNCTION: socket})
+            machine.guest.load("virtio_iommu")
+            return backend, machine
+
+        backend, machine = self.shared(options, make)
         machine.guest.open_vfio("one", FUNCTION)
         return machine.guest, backend.control
 

@@ -11,12 +11,17 @@ mod requests;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
+use std::time::Instant;
 
+use vhost_device_iommu::device::events::{Buffers, EventQueue};
 use vhost_device_iommu::device::{Device, DeviceConfig, Reply};
-use vhost_device_iommu::host::soft::{SoftHost, default_properties};
-use vhost_device_iommu::spec::{DomainId, EndpointId, Iova, Pasid, Status};
+use vhost_device_iommu::host::PageRequest;
+use vhost_device_iommu::host::soft::{SoftHost, block_on, default_properties};
+use vhost_device_iommu::spec::{
+    DomainId, EndpointId, EventFlags, Iova, PageResponseCode, Pasid, Status,
+};
 
-use requests::{PASID, READ, attach, attach_pasid, map};
+use requests::{ATTACH_PAGE_REQUEST, PASID, READ, attach, attach_pasid, map};
 
 /// Counts what a thread has allocated and not given back.
 struct Counting;
@@ -71,16 +76,20 @@ const SECOND: u32 = 2;
 const MANY: u32 = DeviceConfig::MAX_PASIDS;
 
 fn device(config: DeviceConfig) -> Device {
-    let host = SoftHost::new().expect("a host");
+    device_and_host(config).0
+}
+
+fn device_and_host(config: DeviceConfig) -> (Device, Arc<SoftHost>) {
+    let host = Arc::new(SoftHost::new().expect("a host"));
     let endpoints = [FIRST, SECOND].map(EndpointId);
     for endpoint in endpoints {
         host.add_endpoint(endpoint, default_properties())
             .expect("an endpoint");
     }
-    let device = Device::new(config, Arc::new(host), &endpoints).expect("a device");
+    let device = Device::new(config, Arc::clone(&host) as _, &endpoints).expect("a device");
     device.connect();
     device.negotiate(u64::MAX);
-    device
+    (device, host)
 }
 
 fn request(device: &Device, bytes: &[u8]) -> Status {
@@ -113,6 +122,64 @@ fn as_many_pasids_as_there_may_be_in_one_domain_are_detached_at_a_disconnect() {
         device.negotiate(u64::MAX);
     }
     assert!(live() - before < 4096, "{} bytes are kept", live() - before);
+}
+
+/// An event queue that always has a buffer.
+struct Endless;
+
+impl EventQueue for Endless {
+    fn size(&self) -> usize {
+        1024
+    }
+
+    fn peek(&mut self, _count: usize, _min_len: usize) -> Buffers {
+        Buffers::Enough
+    }
+
+    fn push(&mut self, _event: &[u8]) {}
+
+    fn discard(&mut self) {}
+}
+
+#[test]
+fn as_many_pasids_as_there_may_be_with_a_page_request_each_are_detached_at_a_reset() {
+    let (device, host) = device_and_host(DeviceConfig {
+        max_page_requests: MANY as usize / 2,
+        ..DeviceConfig::default()
+    });
+    let port = host.port(EndpointId(FIRST)).expect("the endpoint");
+    let now = Instant::now();
+    device.service_events(Some(&mut Endless), now);
+    let before = live();
+    let mut answers = Vec::new();
+    for pasid in 0..MANY {
+        let bytes = attach_pasid(pasid % 8, FIRST, PASID | ATTACH_PAGE_REQUEST, pasid);
+        assert_eq!(request(&device, &bytes), Status::Ok);
+        let page = PageRequest {
+            address: Iova(0x1000),
+            access: EventFlags::READ,
+            length: 0,
+        };
+        let answer = port.page_request(Some(Pasid(pasid)), vec![page]);
+        answers.push(answer.expect("a page request"));
+        // One half is outstanding, the other waits on the host.
+        if pasid < MANY / 2 {
+            device.service_events(Some(&mut Endless), now);
+        }
+    }
+    let counters = device.counters();
+    let outstanding = counters.page_request_groups_delivered.get();
+    assert_eq!(outstanding, u64::from(MANY / 2));
+    device.reset();
+    assert_eq!(counters.page_request_withdrawn.get(), outstanding);
+    for answer in answers {
+        assert_eq!(block_on(answer), PageResponseCode::InvalidRequest);
+    }
+    assert!(
+        live() - before < 64 << 10,
+        "{} bytes are kept",
+        live() - before
+    );
 }
 
 #[test]

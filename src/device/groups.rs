@@ -6,11 +6,11 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
+use std::ops::{Bound, RangeInclusive};
 use std::time::{Duration, Instant};
 
 use crate::host::{Cookie, PageRequestGroup, Requester};
-use crate::spec::{EndpointId, GroupId, Pasid};
+use crate::spec::{EndpointId, GroupId};
 
 /// A group's number: ascending in the order of arrival, and never used twice.
 type Serial = u64;
@@ -201,25 +201,18 @@ impl Groups {
 
     /// Takes the groups of a requester away. Returns how many.
     pub fn forget_requester(&mut self, requester: Requester) -> u64 {
-        self.forget(requester, requester)
+        self.forget(requester..=requester)
     }
 
     /// Takes the groups of an endpoint and its ids away. Returns how many groups.
     pub fn forget_endpoint(&mut self, endpoint: EndpointId) -> u64 {
-        let first = Requester {
-            endpoint,
-            pasid: None,
-        };
-        let last = Requester {
-            endpoint,
-            pasid: Some(Pasid(u32::MAX)),
-        };
-        let count = self.forget(first, last);
+        let count = self.forget(Requester::all_of(endpoint));
         self.ids.remove(&endpoint);
         count
     }
 
-    fn forget(&mut self, first: Requester, last: Requester) -> u64 {
+    fn forget(&mut self, requesters: RangeInclusive<Requester>) -> u64 {
+        let (first, last) = requesters.into_inner();
         let serials: Vec<Serial> = self
             .by_requester
             .range((first, 0)..=(last, Serial::MAX))

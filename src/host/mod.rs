@@ -19,6 +19,7 @@ pub mod soft;
 
 use std::fmt;
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
@@ -38,6 +39,14 @@ pub struct Requester {
     pub endpoint: EndpointId,
     /// The address space; `None` for accesses without a PASID.
     pub pasid: Option<Pasid>,
+}
+
+impl Requester {
+    /// From the first requester of an endpoint to the last.
+    pub fn all_of(endpoint: EndpointId) -> RangeInclusive<Self> {
+        let requester = |pasid| Self { endpoint, pasid };
+        requester(None)..=requester(Some(Pasid(u32::MAX)))
+    }
 }
 
 impl fmt::Display for Requester {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The events of the software host for the device: faults, and page-request groups with their answers.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,7 +37,10 @@ pub(super) struct EventSource {
 
 #[derive(Default)]
 struct Inner {
-    queue: VecDeque<Queued>,
+    /// In the order of arrival.
+    queue: BTreeMap<u64, Queued>,
+    /// The next key of `queue`.
+    next: u64,
     /// How many of `queue` are faults.
     faults: usize,
     /// Faults that were not put into `queue`, or left it without being taken; not yet told.
@@ -45,6 +49,8 @@ struct Inner {
     readable: bool,
     /// Indexed by cookie.
     groups: Vec<Option<Group>>,
+    /// The cookies of every requester's groups.
+    by_requester: BTreeSet<(Requester, usize)>,
     /// The cookies below `groups.len()` that are free.
     free: BTreeSet<usize>,
     /// Page requests in all groups.
@@ -60,8 +66,8 @@ enum Queued {
 struct Group {
     requester: Requester,
     pages: Vec<PageRequest>,
-    /// The device knows the cookie.
-    taken: bool,
+    /// Its key in `Inner::queue`; `None` when the device has taken it, and knows the cookie.
+    queued: Option<u64>,
     slot: Arc<Slot>,
 }
 
@@ -138,7 +144,7 @@ impl EventSource {
         let mut inner = self.inner.lock();
         if inner.faults < MAX_FAULTS {
             inner.faults += 1;
-            inner.queue.push_back(Queued::Fault(fault));
+            inner.enqueue(Queued::Fault(fault));
         } else {
             inner.dropped += 1;
         }
@@ -154,24 +160,22 @@ impl EventSource {
         }
         inner.pages += pages.len();
         let slot = Arc::new(Slot(Mutex::new(SlotState::Waiting(None))));
-        let group = Group {
-            requester,
-            pages,
-            taken: false,
-            slot: Arc::clone(&slot),
-        };
         // Lowest first, like the kernel's: a cookie is used again as soon as it is free.
         let cookie = match inner.free.pop_first() {
-            Some(cookie) => {
-                inner.groups[cookie] = Some(group);
-                cookie
-            }
+            Some(cookie) => cookie,
             None => {
-                inner.groups.push(Some(group));
+                inner.groups.push(None);
                 inner.groups.len() - 1
             }
         };
-        inner.queue.push_back(Queued::Group(cookie));
+        let queued = inner.enqueue(Queued::Group(cookie));
+        inner.groups[cookie] = Some(Group {
+            requester,
+            pages,
+            queued: Some(queued),
+            slot: Arc::clone(&slot),
+        });
+        inner.by_requester.insert((requester, cookie));
         self.signal(&mut inner);
         PendingResponse(slot)
     }
@@ -182,7 +186,7 @@ impl EventSource {
         for _ in 0..MAX_TAKEN {
             let event = {
                 let mut inner = self.inner.lock();
-                let event = match inner.queue.pop_front() {
+                let event = match inner.queue.pop_first().map(|(_, queued)| queued) {
                     None => match std::mem::take(&mut inner.dropped) {
                         0 => None,
                         dropped => Some(HostEvent::FaultsDropped(dropped)),
@@ -222,47 +226,30 @@ impl EventSource {
 
     /// Answers INVALID_REQUEST to every group of a requester, taken or not.
     pub(super) fn withdraw(&self, requester: Requester) {
-        self.withdraw_where(|r| r == requester);
+        self.withdraw_all(requester..=requester);
     }
 
     /// Answers INVALID_REQUEST to every group of an endpoint, and drops its faults.
     pub(super) fn withdraw_endpoint(&self, endpoint: EndpointId) {
-        self.withdraw_where(|r| r.endpoint == endpoint);
+        self.withdraw_all(Requester::all_of(endpoint));
         let mut inner = self.inner.lock();
-        inner.queue.retain(
-            |queued| !matches!(queued, Queued::Fault(fault) if fault.requester.endpoint == endpoint),
-        );
-        let left = inner.queue.iter();
-        let left = left.filter(|queued| matches!(queued, Queued::Fault(_)));
-        let left = left.count();
-        inner.dropped += (inner.faults - left) as u64;
-        inner.faults = left;
+        let before = inner.queue.len();
+        inner.queue.retain(|_, queued| {
+            !matches!(queued, Queued::Fault(fault) if fault.requester.endpoint == endpoint)
+        });
+        let dropped = before - inner.queue.len();
+        inner.dropped += dropped as u64;
+        inner.faults -= dropped;
         self.signal(&mut inner);
     }
 
-    fn withdraw_where(&self, matching: impl Fn(Requester) -> bool) {
+    fn withdraw_all(&self, requesters: RangeInclusive<Requester>) {
         let withdrawn: Vec<Group> = {
             let mut inner = self.inner.lock();
-            let cookies: Vec<usize> = inner
-                .groups
-                .iter()
-                .enumerate()
-                .filter(|(_, group)| group.as_ref().is_some_and(|g| matching(g.requester)))
-                .map(|(cookie, _)| cookie)
-                .collect();
-            if cookies.is_empty() {
-                return;
-            }
+            let (first, last) = requesters.into_inner();
+            let of_them = inner.by_requester.range((first, 0)..=(last, usize::MAX));
+            let cookies: Vec<usize> = of_them.map(|&(_, cookie)| cookie).collect();
             let groups = cookies.iter().filter_map(|&c| inner.remove(c)).collect();
-            let Inner {
-                queue,
-                groups: left,
-                ..
-            } = &mut *inner;
-            queue.retain(|queued| match queued {
-                Queued::Group(cookie) => left.get(*cookie).is_some_and(Option::is_some),
-                Queued::Fault(_) => true,
-            });
             self.signal(&mut inner);
             groups
         };
@@ -287,15 +274,22 @@ impl EventSource {
 }
 
 impl Inner {
+    fn enqueue(&mut self, queued: Queued) -> u64 {
+        let key = self.next;
+        self.next += 1;
+        self.queue.insert(key, queued);
+        key
+    }
+
     fn is_taken(&self, cookie: usize) -> bool {
         let group = self.groups.get(cookie).and_then(Option::as_ref);
-        group.is_some_and(|group| group.taken)
+        group.is_some_and(|group| group.queued.is_none())
     }
 
     /// A group that is queued is outstanding: one that is withdrawn leaves the queue.
     fn take_group(&mut self, cookie: usize) -> Option<HostEvent> {
         let group = self.groups.get_mut(cookie)?.as_mut()?;
-        group.taken = true;
+        group.queued = None;
         Some(HostEvent::PageRequest(PageRequestGroup {
             requester: group.requester,
             cookie: Cookie(cookie as u64),
@@ -306,11 +300,18 @@ impl Inner {
     fn remove(&mut self, cookie: usize) -> Option<Group> {
         let group = self.groups.get_mut(cookie)?.take()?;
         self.pages -= group.pages.len();
+        self.by_requester.remove(&(group.requester, cookie));
+        if let Some(key) = group.queued {
+            self.queue.remove(&key);
+        }
         self.free.insert(cookie);
         // Free cookies at the end are forgotten, so that the table shrinks after a storm.
         while matches!(self.groups.last(), Some(None)) {
             self.groups.pop();
             self.free.remove(&self.groups.len());
+        }
+        if self.groups.is_empty() {
+            self.groups.shrink_to(MAX_TAKEN);
         }
         Some(group)
     }

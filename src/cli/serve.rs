@@ -46,10 +46,14 @@ pub fn serve(args: &ServeArgs) -> Result<(), Failure> {
 }
 
 fn start_log(level: LevelFilter) {
+    let library_level = match level {
+        LevelFilter::Debug | LevelFilter::Trace => level,
+        _ => LevelFilter::Off,
+    };
     env_logger::Builder::new()
         .filter_level(level)
-        // It announces what each front-end says, and the errors it answers.
-        .filter_module("vfio_user", level.min(LevelFilter::Warn))
+        // It has a line for whatever a front-end asks for in vain. Ours are fewer: see `soft_endpoint::guard`.
+        .filter_module("vfio_user", library_level)
         .format_target(false)
         .init();
     if cfg!(odd_bits) {

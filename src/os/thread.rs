@@ -16,7 +16,7 @@ use libc::{c_int, c_void, siginfo_t};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 /// How long a thread has to end by itself before it is interrupted, each time.
-const GRACE: Duration = Duration::from_millis(100);
+pub(crate) const GRACE: Duration = Duration::from_millis(100);
 
 /// A thread that is interrupted until it ends. Dropping it detaches the thread.
 pub(crate) struct Thread<T> {
@@ -46,6 +46,11 @@ impl<T: Send + 'static> Thread<T> {
     pub fn interrupt(&self) {
         // It fails for a thread that has ended.
         let _ = self.handle.kill(SIGRTMIN());
+    }
+
+    /// Wakes the thread if it is parked.
+    pub fn unpark(&self) {
+        self.handle.thread().unpark();
     }
 
     /// Waits for the end of the thread for a short time. Returns whether it has ended.

@@ -98,6 +98,7 @@ impl Function for FunctionState {
 
     fn raise(&self, vector: u16) {
         self.interrupts.raise(vector);
+        self.interrupts.deliver();
     }
 }
 

@@ -2,13 +2,19 @@
 //! Between a front-end and the vfio-user library, which trusts what it is sent.
 //!
 //! Crate vfio_user 0.1.7 wants messages that are whole, of commands that it knows, and of the length that their command
-//! has. And its errors carry the number 0, which QEMU takes for success. So two threads carry messages between the
-//! front-end and the library's one connection, and let only such messages pass, with no more than [`MAX_DATA`] of data.
+//! has. It wants capabilities in version data, which are optional. Its errors carry the number 0, which QEMU takes for
+//! success, and each of them is a line in the log. So two threads carry messages between the front-end and the library's
+//! one connection. They let only such messages pass, with no more than [`MAX_DATA`] of data, and mend the rest.
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::{Value, json};
 
 use crate::os::relay;
+use crate::spec::EndpointId;
 
 /// The most data of a message: `max_data_xfer_size` as the library announces it.
 const MAX_DATA: usize = 1 << 20;
@@ -33,22 +39,63 @@ mod command {
     pub const REGION_WRITE: u16 = 10;
 }
 
+/// What is refused to the front-ends of a function.
+pub(super) struct Refusals {
+    endpoint: EndpointId,
+    count: AtomicU64,
+}
+
+impl Refusals {
+    pub(super) fn new(endpoint: EndpointId) -> Self {
+        Self {
+            endpoint,
+            count: AtomicU64::new(0),
+        }
+    }
+
+    /// Since the function was made.
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Counts a refusal, and logs the 1st, 2nd, 4th, 8th, ...: a front-end can cause them without end.
+    fn add(&self, what: std::fmt::Arguments<'_>) {
+        let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            let endpoint = self.endpoint;
+            log::warn!("endpoint {endpoint}: {what} (refusal {count})");
+        }
+    }
+}
+
 /// A listener at which the front-end waits.
-pub(super) fn listen(frontend: UnixStream) -> io::Result<UnixListener> {
+///
+/// # Errors
+/// The kernel has no descriptor or no thread to give. The front-end is disconnected then.
+pub(super) fn listen(frontend: UnixStream, refusals: &Arc<Refusals>) -> io::Result<UnixListener> {
     let (listener, ours) = relay::listen()?;
+    let both = (frontend.try_clone()?, ours.try_clone()?);
     let (from, to) = (frontend.try_clone()?, ours.try_clone()?);
-    relay::spawn("vfio-user in", move || carry_messages(&from, &to))?;
-    relay::spawn("vfio-user out", move || carry_answers(&ours, &frontend))?;
+    let counting = Arc::clone(refusals);
+    relay::spawn("vfio-user in", move || {
+        carry_messages(&from, &to, &counting)
+    })?;
+    let counting = Arc::clone(refusals);
+    relay::spawn("vfio-user out", move || {
+        carry_answers(&ours, &frontend, &counting)
+    })
+    // The one thread without the other would wait for ever.
+    .inspect_err(|_| relay::end(&both.0, &both.1))?;
     Ok(listener)
 }
 
-fn carry_messages(from: &UnixStream, to: &UnixStream) {
+fn carry_messages(from: &UnixStream, to: &UnixStream, refusals: &Refusals) {
     let mut message = Vec::new();
     loop {
         let descriptors = match relay::receive(from, &mut message, HEADER, rest) {
             Ok(descriptors) => descriptors,
             Err(error) => {
-                log::warn!("vfio-user: the front-end is disconnected: {error}");
+                refusals.add(format_args!("the front-end is disconnected: {error}"));
                 break;
             }
         };
@@ -56,7 +103,9 @@ fn carry_messages(from: &UnixStream, to: &UnixStream) {
             break;
         }
         if descriptors.len() > MAX_DESCRIPTORS || !admit(&mut message) {
-            log::warn!("vfio-user: the front-end is disconnected: a message is malformed");
+            refusals.add(format_args!(
+                "the front-end is disconnected: a message is malformed"
+            ));
             break;
         }
         if relay::send(to, &message, &descriptors).is_err() {
@@ -66,12 +115,18 @@ fn carry_messages(from: &UnixStream, to: &UnixStream) {
     relay::end(from, to);
 }
 
-fn carry_answers(from: &UnixStream, to: &UnixStream) {
+fn carry_answers(from: &UnixStream, to: &UnixStream, refusals: &Refusals) {
     let mut answer = Vec::new();
     while let Ok(descriptors) = relay::receive(from, &mut answer, HEADER, rest)
         && !answer.is_empty()
     {
-        name_error(&mut answer);
+        if is_error(&answer) {
+            let command = command_of(&answer).unwrap_or(0);
+            refusals.add(format_args!(
+                "command {command} of the front-end is refused"
+            ));
+            name_error(&mut answer);
+        }
         if relay::send(to, &answer, &descriptors).is_err() {
             break;
         }
@@ -92,18 +147,22 @@ fn rest(header: &[u8]) -> io::Result<usize> {
         .ok_or_else(|| io::Error::other("the size of a message is out of bounds"))
 }
 
-/// Whether the library can be given the message. What it would not read is cut off.
+fn command_of(message: &[u8]) -> Option<u16> {
+    let bytes = message.get(2..4)?;
+    Some(u16::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+/// Whether the library can be given the message. What it would not read is cut off, what it misses is added.
 fn admit(message: &mut Vec<u8>) -> bool {
-    let (Some(size), Some(command)) = (word(message, 4), message.get(2..4)) else {
+    let (Some(size), Some(command)) = (word(message, 4), command_of(message)) else {
         return false;
     };
-    let command = u16::from_ne_bytes([command[0], command[1]]);
     if message.len() != size as usize {
         return false;
     }
     let count = || word(message, 28).map_or(usize::MAX, |count| count as usize);
     match command {
-        command::VERSION => message.get(VERSION..).is_some_and(is_version_data),
+        command::VERSION => admit_version(message),
         command::REGION_READ => message.len() == REGION_ACCESS && count() <= MAX_DATA,
         command::REGION_WRITE => message.len().checked_sub(REGION_ACCESS) == Some(count()),
         _ => match fixed_length(command) {
@@ -130,16 +189,36 @@ fn fixed_length(command: u16) -> Option<usize> {
     })
 }
 
-/// Text with a zero at its end and nowhere else.
-fn is_version_data(data: &[u8]) -> bool {
-    data.len() <= MAX_VERSION
-        && data.iter().position(|&byte| byte == 0) == data.len().checked_sub(1)
+/// Version data is text with a zero at its end and nowhere else. The capabilities in it are optional: if they are left out,
+/// the library is told that there are none.
+fn admit_version(message: &mut Vec<u8>) -> bool {
+    let Some((0, text)) = message.get(VERSION..).and_then(<[u8]>::split_last) else {
+        return false;
+    };
+    if text.len() >= MAX_VERSION || text.contains(&0) {
+        return false;
+    }
+    if let Ok(Value::Object(mut data)) = serde_json::from_slice(text)
+        && !data.contains_key("capabilities")
+    {
+        data.insert("capabilities".to_owned(), json!({}));
+        let text = Value::Object(data).to_string();
+        message.truncate(VERSION);
+        message.extend(text.as_bytes());
+        message.push(0);
+        let size = message.len() as u32;
+        message[4..8].copy_from_slice(&size.to_ne_bytes());
+    }
+    true
+}
+
+fn is_error(answer: &[u8]) -> bool {
+    word(answer, 8).is_some_and(|flags| flags & FLAG_ERROR != 0)
 }
 
 /// An error without a number gets one.
 fn name_error(answer: &mut [u8]) {
-    let failed = word(answer, 8).is_some_and(|flags| flags & FLAG_ERROR != 0);
-    if failed && word(answer, 12) == Some(0) {
+    if word(answer, 12) == Some(0) {
         answer[12..16].copy_from_slice(&libc::EINVAL.to_ne_bytes());
     }
 }

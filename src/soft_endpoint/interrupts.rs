@@ -4,12 +4,17 @@
 //! A front-end gives an event descriptor for each vector that the driver uses. INTx is a level, of which vfio-user
 //! carries edges only: the front-end lowers it by itself when the driver has touched a BAR, and says so by unmasking.
 //! So an interrupt is one edge, those that come before the unmasking are one more, and none is lost.
+//!
+//! A front-end can make the write to an event descriptor block. So no lock is held across it: an interrupt is first
+//! decided upon, under the locks of the function, and [`Interrupts::deliver`] writes when they are let go.
 
-use std::fs::File;
-use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
+
+use crate::os::eventfd;
 
 /// Vectors of MSI: all that it can have.
 pub const MSI_VECTORS: u16 = 32;
@@ -67,22 +72,24 @@ struct Inner {
     intx_masked: bool,
     msi: Vec<Vector>,
     msix: Vec<Vector>,
+    /// Decided upon, and not yet written.
+    due: Vec<Arc<OwnedFd>>,
 }
 
 #[derive(Default)]
 struct Vector {
-    trigger: Option<File>,
+    /// An eventfd.
+    trigger: Option<Arc<OwnedFd>>,
     /// Raised when it could not be signalled.
     pending: bool,
     signalled: u64,
 }
 
 impl Vector {
-    fn signal(&mut self) {
-        self.pending = match &mut self.trigger {
-            // Fails only if the counter is full, and then it is readable as it should be.
+    fn signal(&mut self, due: &mut Vec<Arc<OwnedFd>>) {
+        self.pending = match &self.trigger {
             Some(trigger) => {
-                let _ = trigger.write(&1u64.to_ne_bytes());
+                due.push(Arc::clone(trigger));
                 self.signalled += 1;
                 false
             }
@@ -109,12 +116,19 @@ impl Inner {
     }
 
     fn messages(&mut self, kind: InterruptKind) -> &mut Vec<Vector> {
+        self.messages_and_due(kind).0
+    }
+
+    fn messages_and_due(
+        &mut self,
+        kind: InterruptKind,
+    ) -> (&mut Vec<Vector>, &mut Vec<Arc<OwnedFd>>) {
         let vectors = match kind {
             InterruptKind::Msix => &mut self.msix,
             _ => &mut self.msi,
         };
         vectors.resize_with(kind.vectors().into(), Vector::default);
-        vectors
+        (vectors, &mut self.due)
     }
 
     fn raise(&mut self, kind: InterruptKind, vector: u16) {
@@ -127,9 +141,10 @@ impl Inner {
             _ => {
                 let vector = vector.min(self.enabled_vectors(kind).saturating_sub(1));
                 let masked = kind == InterruptKind::Msix && self.signalling.msix_masked;
-                match self.messages(kind).get_mut(usize::from(vector)) {
+                let (vectors, due) = self.messages_and_due(kind);
+                match vectors.get_mut(usize::from(vector)) {
                     Some(vector) if masked => vector.pending = true,
-                    Some(vector) => vector.signal(),
+                    Some(vector) => vector.signal(due),
                     None => {}
                 }
             }
@@ -140,7 +155,7 @@ impl Inner {
     fn settle_intx(&mut self) {
         let kept_back = self.intx_asserted || self.intx_masked || self.signalling.intx_disabled;
         if self.intx.pending && !kept_back {
-            self.intx.signal();
+            self.intx.signal(&mut self.due);
             self.intx_asserted = !self.intx.pending;
         }
     }
@@ -150,9 +165,10 @@ impl Inner {
         if kind == InterruptKind::Msix && self.signalling.msix_masked {
             return;
         }
-        for vector in self.messages(kind) {
+        let (vectors, due) = self.messages_and_due(kind);
+        for vector in vectors {
             if vector.pending && vector.trigger.is_some() {
-                vector.signal();
+                vector.signal(due);
             }
         }
     }
@@ -163,14 +179,22 @@ impl Interrupts {
         self.0.lock()
     }
 
-    /// Raises a vector by what is enabled. With INTx there is one.
+    /// Writes to the event descriptors of what was decided upon. The caller holds no lock.
+    pub(super) fn deliver(&self) {
+        let due = std::mem::take(&mut self.lock().due);
+        for trigger in due {
+            eventfd::signal(&trigger);
+        }
+    }
+
+    /// Raises a vector by what is enabled. With INTx there is one. [`Self::deliver`] comes next.
     pub fn raise(&self, vector: u16) {
         let mut inner = self.lock();
         let kind = inner.kind();
         inner.raise(kind, vector);
     }
 
-    /// Raises a vector of a kind, if that kind is enabled: whether it is.
+    /// Raises a vector of a kind, if that kind is enabled: whether it is. [`Self::deliver`] comes next.
     pub fn raise_as(&self, kind: InterruptKind, vector: u16) -> bool {
         let mut inner = self.lock();
         let enabled = inner.kind() == kind && vector < inner.enabled_vectors(kind);
@@ -186,6 +210,7 @@ impl Interrupts {
         inner.intx.pending || inner.intx_asserted
     }
 
+    /// What configuration space says now. [`Self::deliver`] comes next.
     pub(super) fn set_signalling(&self, signalling: Signalling) {
         let mut inner = self.lock();
         inner.signalling = signalling;
@@ -197,18 +222,18 @@ impl Interrupts {
         inner.settle_messages(InterruptKind::Msix);
     }
 
-    /// Gives descriptors to the vectors from `first` on, or takes them away.
+    /// Gives eventfds to the vectors from `first` on, or takes them away. [`Self::deliver`] comes next.
     pub(super) fn set_triggers(
         &self,
         kind: InterruptKind,
         first: usize,
-        triggers: Vec<Option<File>>,
+        triggers: Vec<Option<OwnedFd>>,
     ) {
         let mut inner = self.lock();
         match kind {
             InterruptKind::Intx => {
                 if let Some(trigger) = triggers.into_iter().next() {
-                    inner.intx.trigger = trigger;
+                    inner.intx.trigger = trigger.map(Arc::new);
                     inner.intx_asserted = false;
                     inner.intx_masked = false;
                     inner.settle_intx();
@@ -217,7 +242,7 @@ impl Interrupts {
             _ => {
                 let vectors = inner.messages(kind).iter_mut().skip(first);
                 for (vector, trigger) in vectors.zip(triggers) {
-                    vector.trigger = trigger;
+                    vector.trigger = trigger.map(Arc::new);
                 }
                 inner.settle_messages(kind);
             }
@@ -240,7 +265,7 @@ impl Interrupts {
         }
     }
 
-    /// Masks INTx, or unmasks it, as the front-end does when it has lowered it.
+    /// Masks INTx, or unmasks it, as the front-end does when it has lowered it. [`Self::deliver`] comes next.
     pub(super) fn mask_intx(&self, masked: bool) {
         let mut inner = self.lock();
         inner.intx_masked = masked;
@@ -256,6 +281,7 @@ impl Interrupts {
     /// Forgets what is pending. The descriptors stay: they are the front-end's.
     pub(super) fn reset(&self) {
         let mut inner = self.lock();
+        inner.due.clear();
         inner.signalling = Signalling::default();
         inner.intx.pending = false;
         inner.intx_asserted = false;

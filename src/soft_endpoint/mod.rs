@@ -92,6 +92,7 @@ impl SoftEndpoint {
     pub fn describe(&self) -> Value {
         let mut description = self.device.describe();
         description["connected"] = self.server.is_connected().into();
+        description["refused"] = self.server.refused().into();
         description
     }
 }

@@ -104,6 +104,7 @@ impl PciFunction {
                 if effect == Effect::Reset {
                     self.reset();
                 }
+                self.function.interrupts().deliver();
             }
             Some(block) if self.function.decodes() => block.write(offset, data),
             Some(_) => {}

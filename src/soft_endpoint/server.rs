@@ -7,10 +7,10 @@ use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE,
     VFIO_IRQ_INFO_NORESIZE, VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER,
@@ -21,7 +21,9 @@ use vfio_bindings::bindings::vfio::{
 use vfio_user::{DmaMapFlags, DmaUnmapFlags, IrqInfo, ServerBackend, ServerRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::os::eventfd;
 use crate::os::poller::Poller;
+use crate::os::thread::Thread;
 use crate::soft_endpoint::guard;
 use crate::soft_endpoint::interrupts::InterruptKind;
 use crate::soft_endpoint::pci_function::{PciFunction, Region};
@@ -35,12 +37,13 @@ const STOP: u64 = 1;
 /// Serves a device, on a thread of its own, until it is dropped.
 pub(super) struct Server {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<Thread<()>>>,
 }
 
 struct Shared {
     stop: EventFd,
     peer: Mutex<Peer>,
+    refusals: Arc<guard::Refusals>,
 }
 
 enum Peer {
@@ -52,7 +55,7 @@ enum Peer {
 
 impl Shared {
     fn peer(&self) -> MutexGuard<'_, Peer> {
-        self.peer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.peer.lock()
     }
 
     /// Makes the peer known to whoever stops us; not when that has happened.
@@ -81,13 +84,14 @@ impl Server {
         let shared = Arc::new(Shared {
             stop: EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             peer: Mutex::new(Peer::None),
+            refusals: Arc::new(guard::Refusals::new(device.function().endpoint())),
         });
         let poller = Poller::new()?;
         poller.add(listener.as_raw_fd(), LISTENER)?;
         poller.add(shared.stop.as_raw_fd(), STOP)?;
         let name = format!("pci {}", device.function().endpoint());
         let serving = Arc::clone(&shared);
-        let thread = thread::Builder::new().name(name).spawn(move || {
+        let thread = Thread::spawn(&name, move || {
             if let Err(error) = run(&listener, &poller, &serving, &device) {
                 let endpoint = device.function().endpoint();
                 log::error!("endpoint {endpoint} is no longer served over vfio-user: {error}");
@@ -95,8 +99,13 @@ impl Server {
         })?;
         Ok(Self {
             shared,
-            thread: Some(thread),
+            thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// How many messages of front-ends were refused.
+    pub(super) fn refused(&self) -> u64 {
+        self.shared.refusals.count()
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -113,7 +122,7 @@ impl Drop for Server {
             // It may have gone by itself.
             let _ = stream.shutdown(Shutdown::Both);
         }
-        if let Some(thread) = self.thread.take()
+        if let Some(thread) = self.thread.get_mut().take()
             && thread.join().is_err()
         {
             log::error!("a vfio-user thread panicked");
@@ -166,7 +175,7 @@ fn serve(stream: UnixStream, shared: &Shared, device: &PciFunction) -> io::Resul
         return Ok(());
     }
     let endpoint = device.function().endpoint();
-    let served = guard::listen(stream).map(|listener| {
+    let served = guard::listen(stream, &shared.refusals).map(|listener| {
         log::info!("endpoint {endpoint}: a front-end is connected");
         let fd = OwnedFd::from(listener);
         let server = vfio_user::Server::from_owned_fd(fd, true, irqs(), regions());
@@ -320,12 +329,16 @@ impl ServerBackend for Backend<'_> {
             _ if flags == TRIGGER | VFIO_IRQ_SET_DATA_EVENTFD => {
                 let triggers = match fds.len() {
                     0 => (0..count).map(|_| None).collect(),
-                    given if given == count as usize => fds.into_iter().map(Some).collect(),
+                    given if given == count as usize => fds
+                        .into_iter()
+                        .map(|fd| eventfd::take(fd).map(Some))
+                        .collect::<io::Result<_>>()?,
                     given => {
                         return Err(invalid(format!("{given} descriptors for {count} vectors")));
                     }
                 };
                 interrupts.set_triggers(kind, start as usize, triggers);
+                interrupts.deliver();
                 Ok(())
             }
             _ if flags == TRIGGER | NONE && count == 0 => {
@@ -338,6 +351,7 @@ impl ServerBackend for Backend<'_> {
             }
             _ if kind == InterruptKind::Intx && flags == VFIO_IRQ_SET_ACTION_UNMASK | NONE => {
                 interrupts.mask_intx(false);
+                interrupts.deliver();
                 Ok(())
             }
             _ => Err(invalid(format!(

@@ -118,10 +118,12 @@ impl Shared {
                 if let Some(value) = state.rung.take() {
                     self.doorbell(&mut state, value);
                 } else if state.registers.command != 0 {
-                    self.command(state, &mut mover);
+                    self.command(&mut state, &mut mover);
                 } else {
                     break;
                 }
+                drop(state);
+                self.function.interrupts().deliver();
             }
         });
     }
@@ -134,7 +136,7 @@ impl Shared {
     }
 
     /// Carries out the command that is in the register, without the lock.
-    fn command(&self, mut state: MutexGuard<'_, State>, mover: &mut Mover) {
+    fn command(&self, state: &mut MutexGuard<'_, State>, mover: &mut Mover) {
         let parameters = state.registers.clone();
         state.registers.command = 0;
         state.registers.status = Status::empty();
@@ -144,8 +146,7 @@ impl Shared {
             return;
         };
         mover.begin();
-        let outcome =
-            MutexGuard::unlocked(&mut state, || self.carry_out(command, &parameters, mover));
+        let outcome = MutexGuard::unlocked(state, || self.carry_out(command, &parameters, mover));
         // A reset is about to clear the registers; the end has no more use for them.
         if self.thread.is_stopping() {
             return;
@@ -162,7 +163,7 @@ impl Shared {
             Command::DisableDoorbell => state.registers.disarm_doorbell(),
             _ => {}
         }
-        self.interrupt(&mut state);
+        self.interrupt(state);
     }
 
     fn carry_out(&self, command: Command, parameters: &Registers, mover: &mut Mover) -> Outcome {
@@ -225,7 +226,7 @@ impl Shared {
         }
     }
 
-    /// Interrupts as IRQ_TYPE and IRQ_NUMBER say. The status is there before the interrupt is.
+    /// Interrupts as IRQ_TYPE and IRQ_NUMBER say, once the lock is let go. The status is there before the interrupt is.
     fn interrupt(&self, state: &mut State) {
         state.registers.status |= Status::IRQ_RAISED;
         let interrupts = self.function.interrupts();

@@ -15,6 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
 use virtio_queue::{Queue, QueueT};
 
+use crate::os::eventfd;
 use crate::os::poller::Poller;
 use crate::transport::MAX_QUEUE_SIZE;
 
@@ -138,7 +139,7 @@ impl Vring {
     /// # Errors
     /// It is not an eventfd, or cannot be waited for.
     pub fn set_kick(&self, kick: Option<File>) -> io::Result<()> {
-        let kick = kick.map(eventfd).transpose()?;
+        let kick = kick.map(eventfd::take).transpose()?;
         self.change(|state| {
             self.forget_kick(state);
             state.kick = kick;
@@ -151,7 +152,7 @@ impl Vring {
     /// # Errors
     /// It is not an eventfd, or kicks cannot be waited for.
     pub fn set_call(&self, call: Option<File>) -> io::Result<()> {
-        let call = call.map(eventfd).transpose()?;
+        let call = call.map(eventfd::take).transpose()?;
         self.change(|state| {
             state.call = call;
             state.start();
@@ -238,21 +239,6 @@ impl State {
             self.queue.set_ready(true);
             self.starts = self.starts.wrapping_add(1);
         }
-    }
-}
-
-/// Takes eventfds only: what else can be written or read may block for ever, or end the process.
-fn eventfd(file: File) -> io::Result<OwnedFd> {
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let link = std::fs::read_link(&path)
-        .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
-    if link.as_os_str() == "anon_inode:[eventfd]" {
-        Ok(file.into())
-    } else {
-        Err(io::Error::other(format!(
-            "a descriptor for kicks or calls must be an eventfd, not {}",
-            link.display()
-        )))
     }
 }
 

@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Front-ends that come, go and misbehave.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
 
 use vfio_user::Client;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::common::PATIENCE;
-use crate::harness::{CONFIG, DATA_EVENTFD, Fixture, MSIX, TRIGGER, reg};
+use crate::common::{PATIENCE, wait_until};
+use crate::harness::{
+    COMMAND, CONFIG, DATA_EVENTFD, DATA_NONE, Driver, Fixture, INTX, MEMORY_AND_MASTER, MSI, MSIX,
+    MSIX_CONTROL, TRIGGER, command, reg,
+};
 
 const VERSION: u16 = 1;
 const REGION_READ: u16 = 9;
@@ -57,18 +62,97 @@ fn a_front_end_comes_back_and_finds_the_function_as_after_power_on() {
     }
 }
 
+/// How many descriptors of this process are the eventfd.
+fn holders(event: &EventFd) -> usize {
+    let id = |fd: &str| {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+        let id = info.lines().find(|line| line.starts_with("eventfd-id:"))?;
+        Some(id.to_owned())
+    };
+    let ours = id(&event.as_raw_fd().to_string()).expect("an eventfd");
+    let all = fs::read_dir("/proc/self/fdinfo").expect("descriptors");
+    let all = all.filter_map(|entry| id(entry.ok()?.file_name().to_str()?));
+    all.filter(|other| *other == ours).count()
+}
+
 #[test]
 fn descriptors_of_a_front_end_that_is_gone_are_closed() {
     let fixture = Fixture::new();
-    let (mut ours, theirs) = UnixStream::pair().expect("pair");
-    ours.set_read_timeout(Some(PATIENCE)).expect("time-out");
+    let event = EventFd::new(EFD_NONBLOCK).expect("eventfd");
     let mut driver = fixture.driver();
-    let fds = [theirs.as_raw_fd()];
     let flags = TRIGGER | DATA_EVENTFD;
+    let fds = [event.as_raw_fd()];
     driver.0.set_irqs(MSIX, flags, 0, 1, &fds).expect("set");
-    drop(theirs);
+    assert!(holders(&event) > 1);
     drop(driver);
-    assert_eq!(ours.read(&mut [0]).expect("the end"), 0);
+    wait_until("the descriptor is closed", || holders(&event) == 1);
+}
+
+/// What is not an eventfd could block whoever writes to it.
+#[test]
+fn only_eventfds_are_taken_for_interrupts_and_others_are_closed() {
+    let fixture = Fixture::new();
+    let mut driver = fixture.driver();
+    for index in [INTX, MSI, MSIX] {
+        let (mut ours, theirs) = UnixStream::pair().expect("pair");
+        ours.set_read_timeout(Some(PATIENCE)).expect("time-out");
+        let fds = [theirs.as_raw_fd()];
+        let flags = TRIGGER | DATA_EVENTFD;
+        // The library's client does not look at the error of the answer.
+        let _ = driver.0.set_irqs(index, flags, 0, 1, &fds);
+        drop(theirs);
+        assert_eq!(ours.read(&mut [0]).expect("the end"), 0);
+    }
+    let (_reader, writer) = std::io::pipe().expect("a pipe");
+    let fds = [writer.as_raw_fd()];
+    let flags = TRIGGER | DATA_EVENTFD;
+    let _ = driver.0.set_irqs(MSIX, flags, 0, 1, &fds);
+    assert_eq!(
+        fixture.endpoint.as_ref().expect("endpoint").describe()["refused"],
+        4
+    );
+    // The connection goes on.
+    assert_eq!(driver.read32(CONFIG, 0), 0xb500_104c);
+}
+
+/// A front-end fills the counter of an eventfd that blocks, and never reads it.
+#[test]
+fn an_interrupt_that_blocks_holds_up_neither_registers_nor_resets_nor_the_end() {
+    let mut fixture = Fixture::new();
+    let mut driver = fixture.driver();
+    let event = EventFd::new(0).expect("eventfd");
+    event.write(u64::MAX - 1).expect("room");
+    let flags = TRIGGER | DATA_EVENTFD;
+    let fds = [event.as_raw_fd()];
+    driver.0.set_irqs(MSIX, flags, 0, 1, &fds).expect("set");
+    driver.write_config(MSIX_CONTROL, 1 << 15);
+    let raise = |driver: &mut Driver| {
+        driver.write32(0, reg::IRQ_TYPE, MSIX);
+        driver.write32(0, reg::IRQ_NUMBER, 1);
+        driver.write32(0, reg::COMMAND, command::RAISE_MSIX);
+        wait_until("the status", || driver.read32(0, reg::STATUS) != 0);
+    };
+    raise(&mut driver);
+    let endpoint = fixture.endpoint.as_ref().expect("endpoint");
+    assert_eq!(endpoint.describe()["bars"]["0"]["busy"], true, "it blocks");
+    driver.0.reset().expect("reset");
+    assert_eq!(endpoint.describe()["bars"]["0"]["busy"], false);
+    // The connection's own thread: it signals what is pending when the function is unmasked.
+    driver.write_config(COMMAND, MEMORY_AND_MASTER);
+    driver.write_config(MSIX_CONTROL, 3 << 14);
+    raise(&mut driver);
+    assert_eq!(endpoint.describe()["interrupts"]["pending"], 1);
+    let unmask = (1_u16 << 15).to_ne_bytes();
+    let unmasking = thread::spawn(move || {
+        // Answered or not: the function ends.
+        let _ = driver.0.region_write(CONFIG, MSIX_CONTROL, &unmask);
+    });
+    wait_until("the decision to interrupt", || {
+        endpoint.describe()["interrupts"]["pending"] == 0
+    });
+    fixture.endpoint = None;
+    assert!(!fixture.path.exists());
+    unmasking.join().expect("no panic");
 }
 
 #[test]
@@ -107,6 +191,7 @@ fn malformed_messages_end_the_connection_and_nothing_else() {
             ),
         ),
         ("a version without data", version(b"")),
+        ("a version without text", message(VERSION, 20, &[0; 4])),
         ("a version without an end", version(b"{}")),
         ("a version with two ends", version(b"{}\0{}\0")),
         ("a version that is cut off", message(VERSION, 18, &[0; 2])),
@@ -185,6 +270,36 @@ fn what_cannot_be_done_is_answered_with_an_error_and_the_connection_goes_on() {
         .write_all(&message(DEVICE_RESET, 16, &[]))
         .expect("send");
     assert_eq!(answer(&mut stream), 0);
+}
+
+/// vfio-user: the capabilities in version data are optional.
+#[test]
+fn a_version_may_name_no_capabilities() {
+    let fixture = Fixture::new();
+    for data in [
+        &b"{}\0"[..],
+        b"{ }\0",
+        b"{\"other\":[1,2]}\0",
+        b"{\"capabilities\":{}}\0",
+    ] {
+        let mut stream = connect(&fixture);
+        let payload = [&[0; 4], data].concat();
+        stream
+            .write_all(&message(VERSION, 16 + payload.len(), &payload))
+            .expect("send");
+        let mut header = [0; 16];
+        stream.read_exact(&mut header).expect("an answer");
+        let [size, flags, error] =
+            [4, 8, 12].map(|at| u32::from_ne_bytes(header[at..at + 4].try_into().expect("four")));
+        assert_eq!((flags, error), (1, 0), "a reply, and no error");
+        let mut rest = vec![0; size as usize - 16];
+        stream.read_exact(&mut rest).expect("the rest");
+        assert!(String::from_utf8_lossy(&rest[4..]).contains("max_msg_fds"));
+        stream
+            .write_all(&message(DEVICE_RESET, 16, &[]))
+            .expect("send");
+        assert_eq!(answer(&mut stream), 0);
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, Weak};
 
 use vfio_user::Client;
 use vhost_device_iommu::host::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
@@ -38,6 +38,7 @@ pub const TRIGGER: u32 = 1 << 5;
 
 /// Registers of configuration space.
 pub const COMMAND: u64 = 0x04;
+pub const MSIX_CONTROL: u64 = 0x6a;
 pub const ATS_CONTROL: u64 = 0x106;
 pub const PRI_CONTROL: u64 = 0x114;
 pub const PRI_ALLOCATION: u64 = 0x11c;
@@ -83,7 +84,7 @@ pub struct Fixture {
     pub host: Arc<SoftHost>,
     pub memory: GuestMemoryMmap,
     pub table: SharedMappings,
-    pub endpoint: Option<SoftEndpoint>,
+    pub endpoint: Option<Arc<SoftEndpoint>>,
     pub path: PathBuf,
     _directory: tempfile::TempDir,
 }
@@ -112,7 +113,7 @@ impl Fixture {
             host,
             memory,
             table,
-            endpoint: Some(endpoint),
+            endpoint: Some(Arc::new(endpoint)),
             path,
             _directory: directory,
         };
@@ -153,7 +154,9 @@ impl Fixture {
     }
 
     pub fn driver(&self) -> Driver {
-        let mut driver = Driver(Client::new(&self.path).expect("connect"));
+        let client = Client::new(&self.path).expect("connect");
+        let endpoint = self.endpoint.as_ref().map(Arc::downgrade);
+        let mut driver = Driver(client, endpoint.expect("a function"));
         driver.write_config(COMMAND, MEMORY_AND_MASTER);
         driver
     }
@@ -189,8 +192,8 @@ impl Fixture {
     }
 }
 
-/// A driver, with QEMU in between.
-pub struct Driver(pub Client);
+/// A driver, with QEMU in between, and the function that it drives.
+pub struct Driver(pub Client, Weak<SoftEndpoint>);
 
 impl Driver {
     pub fn read32(&mut self, bar: u32, offset: u64) -> u32 {
@@ -239,12 +242,16 @@ impl Driver {
         self.write32(0, reg::COMMAND, command);
     }
 
-    /// Waits for the end of a command: its status, without IRQ_RAISED, which says that it has ended.
+    /// Waits for the end of a command and of its interrupt: its status, without IRQ_RAISED, which says that it has ended.
     pub fn finish(&mut self) -> u32 {
         let mut found = 0;
         wait_until("the end of a command", || {
             found = self.read32(0, reg::STATUS);
             found & status::IRQ_RAISED != 0
+        });
+        let function = self.1.upgrade().expect("a function");
+        wait_until("the end of its interrupt", || {
+            function.describe()["bars"]["0"]["busy"] == false
         });
         found & !status::IRQ_RAISED
     }

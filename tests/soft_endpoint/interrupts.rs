@@ -2,11 +2,11 @@
 //! INTx, MSI and MSI-X.
 
 use crate::harness::{
-    COMMAND, DATA_NONE, Driver, Fixture, INTX, MSI, MSIX, TRIGGER, UNMASK, command, reg, signals,
+    COMMAND, DATA_NONE, Driver, Fixture, INTX, MSI, MSIX, MSIX_CONTROL, TRIGGER, UNMASK, command,
+    reg, signals,
 };
 
 const MSI_CONTROL: u64 = 0x52;
-const MSIX_CONTROL: u64 = 0x6a;
 const MSIX_ENABLE: u16 = 1 << 15;
 
 fn raise(driver: &mut Driver, command: u32, kind: u32, number: u32) {

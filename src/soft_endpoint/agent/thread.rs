@@ -12,9 +12,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Wake, Waker};
-use std::thread::{self, JoinHandle, Thread};
+use std::thread;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::os::thread::{GRACE, Thread};
 
 /// The thread of an agent.
 pub(crate) struct AgentThread {
@@ -33,7 +35,7 @@ struct Life {
     /// The thread works.
     busy: bool,
     ended: bool,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Thread<()>>,
 }
 
 impl Life {
@@ -60,8 +62,7 @@ impl AgentThread {
     pub(crate) fn start(&self, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let mut life = self.life.lock();
         if life.thread.is_none() && !life.ended {
-            let builder = thread::Builder::new().name(self.name.clone());
-            life.thread = Some(builder.spawn(body)?);
+            life.thread = Some(Thread::spawn(&self.name, body)?);
         }
         Ok(())
     }
@@ -129,10 +130,16 @@ impl AgentThread {
         life.wanted = false;
         self.stopping.store(true, Ordering::Relaxed);
         if let Some(thread) = &life.thread {
-            thread.thread().unpark();
+            thread.unpark();
         }
         while life.busy {
-            self.changed.wait(life);
+            let waited = self.changed.wait_for(life, GRACE);
+            // A front-end has made the write to an event descriptor block.
+            if waited.timed_out()
+                && let Some(thread) = &life.thread
+            {
+                thread.interrupt();
+            }
         }
     }
 
@@ -188,7 +195,7 @@ pub(crate) fn waker() -> Waker {
     Waker::from(Arc::new(Unpark(thread::current())))
 }
 
-struct Unpark(Thread);
+struct Unpark(thread::Thread);
 
 impl Wake for Unpark {
     fn wake(self: Arc<Self>) {

@@ -2,24 +2,26 @@
 //! A PCI function in software, served over vfio-user: what stands behind `--endpoint ID,soft=SOCKET`.
 //!
 //! ```text
-//! front-end ── guard ── server ── PciFunction ─┬─ config ──── Function (what configuration space enables, interrupts)
-//!                                         └─ RegisterBlock per BAR ── DMA ── software IOMMU
+//! front-end ── guard ── library ── backend ── PciFunction ─┬─ config ── FunctionState (what is enabled, interrupts)
+//!                                                          └─ RegisterBlock per BAR ── agent ── software IOMMU
 //! ```
 //!
 //! * [`function`]: what all parts of the function share, and the contract of a block of registers.
 //! * `config`: configuration space, and what a write to it means.
 //! * `interrupts`: MSI-X, MSI or INTx.
 //! * [`pri`]: the Page Request Interface.
-//! * `device`: BARs and resets.
-//! * `test_block`: BAR 0, compatible with Linux's pci-epf-test; `transfer`: its DMA.
+//! * `pci_function`: BARs and resets.
+//! * `agent`: accesses to memory, on a thread, as configuration space permits them.
+//! * `test_block`: BAR 0, compatible with Linux's pci-epf-test; `transfer`: its DMA. `scratch`: BAR 1.
 //! * [`engine`]: BAR 2, the fault engine.
-//! * `server`: connections of front-ends; `guard`: what they may say.
+//! * `server`: one front-end after another. `guard`: the messages that it may send. `backend`: what they mean.
 //!
-//! Guest memory is reached through [`crate::host::soft::SoftHost`] and in no other way: what the front-end shares
+//! Guest memory is reached through [`crate::host::soft::Port`] and in no other way: what the front-end shares
 //! over vfio-user is closed unseen. `docs/soft-endpoint.md` is the data sheet.
 #![forbid(unsafe_code)]
 
 mod agent;
+mod backend;
 mod config;
 pub mod engine;
 pub mod function;

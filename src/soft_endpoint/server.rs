@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! vfio-user: one front-end after another.
+//! vfio-user: one front-end after another. The trouble of a connection ends that connection, with a line in the log.
 
-use std::fs::File;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,22 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
-use vfio_bindings::bindings::vfio::{
-    VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE,
-    VFIO_IRQ_INFO_NORESIZE, VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER,
-    VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
-    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_NUM_IRQS, VFIO_PCI_NUM_REGIONS,
-    VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE, vfio_region_info,
-};
-use vfio_user::{DmaMapFlags, DmaUnmapFlags, IrqInfo, ServerBackend, ServerRegion};
+use vfio_user::ServerBackend;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::os::eventfd;
 use crate::os::poller::Poller;
 use crate::os::thread::Thread;
+use crate::soft_endpoint::backend::{Backend, irqs, regions};
 use crate::soft_endpoint::guard;
-use crate::soft_endpoint::interrupts::InterruptKind;
-use crate::soft_endpoint::pci_function::{PciFunction, Region};
+use crate::soft_endpoint::pci_function::PciFunction;
 
 /// How long to wait before another front-end is accepted when that has just failed, perhaps for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -177,186 +168,134 @@ fn serve(stream: UnixStream, shared: &Shared, device: &PciFunction) -> io::Resul
     let endpoint = device.function().endpoint();
     let served = guard::listen(stream, &shared.refusals).map(|listener| {
         log::info!("endpoint {endpoint}: a front-end is connected");
-        let fd = OwnedFd::from(listener);
-        let server = vfio_user::Server::from_owned_fd(fd, true, irqs(), regions());
-        // The guard lets only messages pass that the library expects. If the library panics all the same, that must not
-        // end the IOMMU of a running guest. The device is unharmed: nothing of it is borrowed across a panic but locks,
-        // which take care of themselves.
-        catch_unwind(AssertUnwindSafe(|| server.run(&mut Backend { device })))
+        run_library(listener, &mut Backend { device })
     });
     shared.disconnect();
     device.disconnect();
     match served? {
-        Ok(Ok(())) => log::info!("endpoint {endpoint}: the front-end is gone"),
-        Ok(Err(error)) => log::warn!("endpoint {endpoint}: the connection has ended: {error}"),
-        Err(_) => log::error!("endpoint {endpoint}: the vfio-user library panicked"),
+        Ended::Closed => log::info!("endpoint {endpoint}: the front-end is gone"),
+        Ended::Broken(error) => {
+            log::warn!("endpoint {endpoint}: the connection has ended: {error}");
+        }
+        Ended::Panicked => log::error!("endpoint {endpoint}: the vfio-user library panicked"),
     }
     Ok(())
 }
 
-fn kind(index: u32) -> Option<InterruptKind> {
-    // The order of vfio_pci: INTx, MSI, MSI-X.
-    [InterruptKind::Intx, InterruptKind::Msi, InterruptKind::Msix]
-        .get(index as usize)
-        .copied()
+/// How a connection has ended.
+#[derive(Debug)]
+enum Ended {
+    Closed,
+    Broken(vfio_user::Error),
+    Panicked,
 }
 
-fn irqs() -> Vec<IrqInfo> {
-    (0..VFIO_PCI_NUM_IRQS)
-        .map(|index| {
-            let (flags, count) = match kind(index) {
-                Some(InterruptKind::Intx) => (
-                    VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED,
-                    1,
-                ),
-                Some(kind) => (
-                    VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE,
-                    kind.vectors().into(),
-                ),
-                // QEMU warns where it is missing. This function has no errors to signal.
-                None if index == VFIO_PCI_ERR_IRQ_INDEX => (VFIO_IRQ_INFO_EVENTFD, 1),
-                None => (0, 0),
-            };
-            IrqInfo {
-                index,
-                flags,
-                count,
-            }
-        })
-        .collect()
-}
-
-/// The region of an index: the BARs by their numbers, then the ROM that there is not, then configuration space.
-fn place(index: u32) -> Option<Region> {
-    match index {
-        VFIO_PCI_CONFIG_REGION_INDEX => Some(Region::Config),
-        0..=5 => Some(Region::Bar(index as usize)),
-        _ => None,
+/// Lets the library serve the connection that waits at a listener.
+///
+/// The guard lets only messages pass that the library expects. If the library panics all the same, that must not end the
+/// IOMMU of a running guest. The function is unharmed: nothing of it is borrowed across a panic but locks, which are let go.
+fn run_library(listener: UnixListener, backend: &mut dyn ServerBackend) -> Ended {
+    let fd = OwnedFd::from(listener);
+    let server = vfio_user::Server::from_owned_fd(fd, true, irqs(), regions());
+    match catch_unwind(AssertUnwindSafe(|| server.run(backend))) {
+        Ok(Ok(())) => Ended::Closed,
+        Ok(Err(error)) => Ended::Broken(error),
+        Err(_) => Ended::Panicked,
     }
 }
 
-fn regions() -> Vec<ServerRegion> {
-    (0..VFIO_PCI_NUM_REGIONS)
-        .map(|index| {
-            let size = place(index).map_or(0, PciFunction::length);
-            ServerRegion {
-                region_info: vfio_region_info {
-                    argsz: size_of::<vfio_region_info>() as u32,
-                    index,
-                    size,
-                    flags: match size {
-                        0 => 0,
-                        _ => VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE,
-                    },
-                    ..Default::default()
-                },
-                sparse_areas: Vec::new(),
-                mmap_fd: None,
-            }
-        })
-        .collect()
-}
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::process::Command;
 
-struct Backend<'a> {
-    device: &'a PciFunction,
-}
+    use vfio_user::{Client, DmaMapFlags, DmaUnmapFlags};
 
-fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, error)
-}
+    use super::*;
+    use crate::cli::args::Seccomp;
+    use crate::os::seccomp;
+    use crate::spec::EndpointId;
 
-impl Backend<'_> {
-    fn place(region: u32) -> io::Result<Region> {
-        place(region).ok_or_else(|| invalid(format!("there is no region {region}")))
-    }
-}
+    /// Set in the process that panics.
+    const CHILD: &str = "VHOST_DEVICE_IOMMU_TEST_PANICS";
 
-impl ServerBackend for Backend<'_> {
-    fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        self.device
-            .read(Self::place(region)?, offset, data)
-            .map_err(invalid)
-    }
+    /// Panics at a reset.
+    struct Panics;
 
-    fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.device
-            .write(Self::place(region)?, offset, data)
-            .map_err(invalid)
-    }
-
-    /// Not needed: guest memory is reached through the IOMMU, whose front-end shares it.
-    fn dma_map(
-        &mut self,
-        _flags: DmaMapFlags,
-        _offset: u64,
-        _address: u64,
-        _size: u64,
-        _fd: Option<File>,
-    ) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn dma_unmap(&mut self, _flags: DmaUnmapFlags, _address: u64, _size: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn reset(&mut self) -> io::Result<()> {
-        self.device.reset();
-        Ok(())
-    }
-
-    fn set_irqs(
-        &mut self,
-        index: u32,
-        flags: u32,
-        start: u32,
-        count: u32,
-        fds: Vec<File>,
-    ) -> io::Result<()> {
-        if index == VFIO_PCI_ERR_IRQ_INDEX {
-            return Ok(());
+    impl ServerBackend for Panics {
+        fn region_read(&mut self, _: u32, _: u64, _: &mut [u8]) -> io::Result<()> {
+            Ok(())
         }
-        let kind = kind(index).ok_or_else(|| invalid(format!("there is no interrupt {index}")))?;
-        let vectors = u32::from(kind.vectors());
-        if start.checked_add(count).is_none_or(|end| end > vectors) {
-            let desc = format!("{kind:?} has {vectors} vectors, not {start} and {count} more");
-            return Err(invalid(desc));
+        fn region_write(&mut self, _: u32, _: u64, _: &[u8]) -> io::Result<()> {
+            Ok(())
         }
-        let interrupts = self.device.function().interrupts();
-        const NONE: u32 = VFIO_IRQ_SET_DATA_NONE;
-        const TRIGGER: u32 = VFIO_IRQ_SET_ACTION_TRIGGER;
-        match flags {
-            _ if flags == TRIGGER | VFIO_IRQ_SET_DATA_EVENTFD => {
-                let triggers = match fds.len() {
-                    0 => (0..count).map(|_| None).collect(),
-                    given if given == count as usize => fds
-                        .into_iter()
-                        .map(|fd| eventfd::take(fd).map(Some))
-                        .collect::<io::Result<_>>()?,
-                    given => {
-                        return Err(invalid(format!("{given} descriptors for {count} vectors")));
-                    }
-                };
-                interrupts.set_triggers(kind, start as usize, triggers);
-                interrupts.deliver();
-                Ok(())
+        fn dma_map(
+            &mut self,
+            _: DmaMapFlags,
+            _: u64,
+            _: u64,
+            _: u64,
+            _: Option<File>,
+        ) -> io::Result<()> {
+            Ok(())
+        }
+        fn dma_unmap(&mut self, _: DmaUnmapFlags, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+        fn reset(&mut self) -> io::Result<()> {
+            panic!("on purpose")
+        }
+        fn set_irqs(&mut self, _: u32, _: u32, _: u32, _: u32, _: Vec<File>) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Serves a client that resets at once, on a thread with a name.
+    fn serve_a_reset() -> Ended {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).expect("a listener");
+        let client = std::thread::spawn(move || {
+            let mut client = Client::new(&path).expect("a connection");
+            // The connection ends before there is an answer.
+            client.reset().expect_err("no answer");
+        });
+        let (stream, _) = listener.accept().expect("a connection");
+        let refusals = Arc::new(guard::Refusals::new(EndpointId(1)));
+        let listener = guard::listen(stream, &refusals).expect("a guard");
+        let thread = Thread::spawn("pci", move || run_library(listener, &mut Panics));
+        let ended = thread.expect("a thread").join().expect("survived");
+        client.join().expect("no panic");
+        ended
+    }
+
+    /// The filter ends the process at a system call that it does not know, so this is tried in another process.
+    #[test]
+    #[cfg_attr(miri, ignore = "processes")]
+    fn a_panic_ends_its_connection_and_not_the_process_that_is_confined() {
+        const NAME: &str = "soft_endpoint::server::tests::\
+            a_panic_ends_its_connection_and_not_the_process_that_is_confined";
+        if std::env::var_os(CHILD).is_some() {
+            seccomp::install(Seccomp::Kill).expect("a filter");
+            for _ in 0..2 {
+                assert!(matches!(serve_a_reset(), Ended::Panicked));
             }
-            _ if flags == TRIGGER | NONE && count == 0 => {
-                interrupts.disable(kind);
-                Ok(())
-            }
-            _ if kind == InterruptKind::Intx && flags == VFIO_IRQ_SET_ACTION_MASK | NONE => {
-                interrupts.mask_intx(true);
-                Ok(())
-            }
-            _ if kind == InterruptKind::Intx && flags == VFIO_IRQ_SET_ACTION_UNMASK | NONE => {
-                interrupts.mask_intx(false);
-                interrupts.deliver();
-                Ok(())
-            }
-            _ => Err(invalid(format!(
-                "flags {flags:#x} are not supported for {kind:?}"
-            ))),
+            return;
+        }
+        for backtrace in ["0", "1", "full"] {
+            let child = Command::new(std::env::current_exe().expect("this program"))
+                .args(["--exact", NAME, "--nocapture"])
+                .env(CHILD, "1")
+                .env("RUST_BACKTRACE", backtrace)
+                .output()
+                .expect("a process");
+            let said = String::from_utf8_lossy(&child.stderr);
+            assert!(
+                child.status.success(),
+                "{backtrace}: {:?}\n{said}",
+                child.status
+            );
+            assert_eq!(said.matches("on purpose").count(), 2, "{said}");
         }
     }
 }

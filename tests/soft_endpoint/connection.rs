@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::common::{PATIENCE, wait_until};
 use crate::harness::{
-    COMMAND, CONFIG, DATA_EVENTFD, DATA_NONE, Driver, Fixture, INTX, MEMORY_AND_MASTER, MSI, MSIX,
+    COMMAND, CONFIG, DATA_EVENTFD, Driver, Fixture, INTX, MEMORY_AND_MASTER, MSI, MSIX,
     MSIX_CONTROL, TRIGGER, command, reg,
 };
 

@@ -163,3 +163,56 @@ impl Domain {
             .binary_search_by_key(&endpoint, |&(id, _)| id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(first: u64, last: u64) -> IovaRange {
+        IovaRange::new(first, last).unwrap()
+    }
+
+    #[test]
+    fn a_map_touches_what_any_endpoint_has_reserved__v62() {
+        let regions = [
+            range(0x30, 0x4f),
+            range(0x10, 0x1f),
+            // Two endpoints have the same, one of them more, and one a part of it.
+            range(0x10, 0x1f),
+            range(0x18, 0x27),
+            range(0x11, 0x12),
+            range(0x60, 0x60),
+        ];
+        let mut paging = Paging::new();
+        paging.set_reserved(regions.into_iter());
+        assert_eq!(paging.reserved.len(), 3);
+        for first in 0..0x70 {
+            for last in first..0x70 {
+                let wanted = range(first, last);
+                let touches = regions
+                    .iter()
+                    .any(|region| region.intersection(&wanted).is_some());
+                assert_eq!(paging.touches_reserved(&wanted), touches, "{wanted:?}");
+            }
+        }
+        paging.set_reserved([range(0, u64::MAX), range(5, 6)].into_iter());
+        assert!(paging.touches_reserved(&range(u64::MAX, u64::MAX)));
+        paging.set_reserved(std::iter::empty());
+        assert!(!paging.touches_reserved(&range(0, u64::MAX)));
+    }
+
+    #[test]
+    fn a_domain_ends_with_its_last_requester__d39() {
+        let mut domain = Domain::new(DomainKind::Bypass);
+        let (one, two) = (EndpointId(1), EndpointId(2));
+        assert!(domain.enter(two));
+        assert!(domain.has_one_requester());
+        assert!(domain.enter(one));
+        assert!(!domain.enter(one));
+        assert_eq!(domain.endpoints().collect::<Vec<_>>(), [one, two]);
+        assert_eq!(domain.leave(one), Left::Requester);
+        assert_eq!(domain.leave(one), Left::Endpoint);
+        assert_eq!(domain.leave(one), Left::Requester);
+        assert_eq!(domain.leave(two), Left::Everything);
+    }
+}

@@ -5,7 +5,7 @@ use super::fake::{Call, FakeHost};
 use super::*;
 use crate::host::mapping::IovaRange;
 use crate::host::{EndpointProperties, ReservedRegion};
-use crate::spec::{DomainId, ResvMemSubtype};
+use crate::spec::ResvMemSubtype;
 
 fn attached() -> Bench {
     let bench = Bench::new();
@@ -365,4 +365,67 @@ fn nothing_is_reached_through_a_reserved_region__v63() {
         assert_eq!(bench.translate(2, address, true), None);
     }
     assert_eq!(bench.translate(2, 0x3fff, true), Some(0x3fff));
+}
+
+#[test]
+fn a_domain_knows_its_bytes() {
+    let bench = Bench::new();
+    bench.attach(7, 1);
+    let bytes = || bench.device.status().domains[0].bytes;
+    assert_eq!(bytes(), 0);
+    bench.map(7, 0, 0xfff, 0, RW);
+    bench.map(7, 0x2000, 0x4fff, 0, RW);
+    bench.map(7, 0x8000, 0x8fff, 0, RW);
+    assert_eq!(bytes(), 0x5000);
+    // Overlaps and splits change nothing.
+    bench.map(7, 0x4000, 0x5fff, 0, RW);
+    bench.unmap(7, 0x3000, 0x3fff);
+    assert_eq!(bytes(), 0x5000);
+    bench.unmap(7, 0, 0x7fff);
+    assert_eq!(bytes(), 0x1000);
+    bench.host.fail(Some(Call::Unmap));
+    bench.unmap(7, 0x8000, 0x8fff);
+    bench.host.fail(Some(Call::Map));
+    bench.map(7, 0x9000, 0x9fff, 0, RW);
+    assert_eq!(bytes(), 0x1000);
+    bench.host.fail(None);
+    bench.unmap(7, 0x8000, 0x8fff);
+    assert_eq!(bytes(), 0);
+    // One more than the number has room for.
+    assert_eq!(bench.map(7, 0, u64::MAX, 0, RW), Status::Ok);
+    assert_eq!(bytes(), u64::MAX);
+}
+
+#[test]
+fn mappings_are_listed_from_an_address_on() {
+    let bench = Bench::new();
+    bench.attach(7, 1);
+    bench.attach_with(8, 2, BYPASS);
+    for page in 0..3000 {
+        bench.map(7, page << 13, (page << 13) + 0xfff, 0, RW);
+    }
+    let from = |first, at_most| -> Option<Vec<u64>> {
+        let found = bench
+            .device
+            .mappings_from(DomainId(7), Iova(first), at_most)?;
+        Some(found.iter().map(|mapping| mapping.iova).collect())
+    };
+    assert_eq!(from(0, 2), Some(vec![0, 0x2000]));
+    // In the middle of one, between two, behind the last.
+    assert_eq!(from(0x2800, 2), Some(vec![0x2000, 0x4000]));
+    assert_eq!(from(0x3000, 2), Some(vec![0x4000, 0x6000]));
+    assert_eq!(from(2999 << 13, 2), Some(vec![2999 << 13]));
+    assert_eq!(from(3000 << 13, 2), Some(vec![]));
+    assert_eq!(from(0, 0), Some(vec![]));
+    let none = bench.device.mappings_from(DomainId(8), Iova(0), 9);
+    assert_eq!(none.map(|found| found.len()), Some(0));
+    assert!(
+        bench
+            .device
+            .mappings_from(DomainId(9), Iova(0), 9)
+            .is_none()
+    );
+    let all = bench.device.mappings(DomainId(7)).unwrap();
+    assert!((0..3000).eq(all.iter().map(|mapping| mapping.iova >> 13)));
+    assert!(bench.device.mappings(DomainId(9)).is_none());
 }

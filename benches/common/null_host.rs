@@ -38,7 +38,7 @@ impl Host for NullHost {
     fn map(&self, _: DomainId, _: &Mapping) -> Result<(), HostError> {
         Ok(())
     }
-    fn unmap(&self, _: DomainId, _: IovaRange) -> Result<(), HostError> {
+    fn unmap(&self, _: DomainId, _: IovaRange, _: &[Mapping]) -> Result<(), HostError> {
         Ok(())
     }
     fn joins_unmaps(&self) -> bool {

@@ -79,8 +79,13 @@ impl<H: Host> Host for TimedHost<H> {
     fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {
         self.inner.map(domain, mapping)
     }
-    fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
-        self.inner.unmap(domain, range)
+    fn unmap(
+        &self,
+        domain: DomainId,
+        range: IovaRange,
+        removed: &[Mapping],
+    ) -> Result<(), HostError> {
+        self.inner.unmap(domain, range, removed)
     }
     fn joins_unmaps(&self) -> bool {
         self.inner.joins_unmaps()

@@ -162,7 +162,10 @@ class Suites:
             libtest = Libtest(self._tally, "host")
             program = [parts.environment["LAB_HOST_SUITE"], "--test-threads=1", "--color=never"]
             pattern = [self._options.pattern] if self._options.pattern else []
-            ended = self._in_lab_kernel("host", libtest.line, [*program, *pattern], ["--iommu"], HOST_SECONDS, ROOT)
+            environment = self._environment()
+            passed_on = (key for key in ("LAB_EXHAUSTIVE", "LAB_SLICE") if key in environment)
+            options = ["--iommu", *(f"--env={key}={environment[key]}" for key in passed_on)]
+            ended = self._in_lab_kernel("host", libtest.line, [*program, *pattern], options, HOST_SECONDS, ROOT)
             libtest.ended("ends with status 0", ended.status, ended.late)
 
         return [Job("host", run, HOST, 25, needs=(parts.kernel, parts.qemu, parts.host_suite))]
@@ -212,7 +215,7 @@ class Suites:
             "LAB_DISK_SECONDS": os.environ.get("LAB_DISK_SECONDS", DISK_SECONDS),
         }
         if self._options.everything:
-            environment |= {"LAB_EVERYTHING": "1", "LAB_DISK_SECONDS": LONG_DISK_SECONDS}
+            environment |= {"LAB_EVERYTHING": "1", "LAB_EXHAUSTIVE": "1", "LAB_DISK_SECONDS": LONG_DISK_SECONDS}
         if self._options.keep:
             environment["LAB_KEEP"] = str(self._options.keep)
         return environment

@@ -187,9 +187,10 @@ fn host_error(error: &HostError) -> CommandError {
         HostError::NoEndpoint(_) => ErrorClass::InvalidArgument,
         HostError::Unsupported(_) | HostError::Range(_) => ErrorClass::Unsupported,
         HostError::NoMemory(_) => ErrorClass::TryAgain,
-        HostError::NoGroup(_) | HostError::Unreachable(..) | HostError::Internal(_) => {
-            ErrorClass::Internal
-        }
+        HostError::NoGroup(_)
+        | HostError::Unreachable(..)
+        | HostError::Missing(_)
+        | HostError::Internal(_) => ErrorClass::Internal,
     };
     CommandError::new(class, error)
 }
@@ -219,6 +220,7 @@ fn iommufd_class(error: &iommufd::SetupError) -> ErrorClass {
         | E::Exists(_)
         | E::DeviceInUse(..) => ErrorClass::InvalidArgument,
         E::Incompatible(..) | E::SharesGroup(..) => ErrorClass::Unsupported,
+        E::NoMemory(_) => ErrorClass::TryAgain,
         E::NotIommufd(_) | E::Bind(..) | E::Attach(..) => ErrorClass::Internal,
     }
 }

@@ -110,13 +110,14 @@ impl JoinedUnmaps {
         self.removed.extend(aside);
     }
 
-    /// Tells the host of the open UNMAPs. When it fails, what they removed is in the table again: the guest never sees
-    /// OK for something that did not happen. `None` when none is open.
+    /// Tells the host of the open UNMAPs. When it fails and the mappings are in force, they are in the table again: the
+    /// guest never sees OK for something that did not happen. `None` when none is open.
     pub fn settle(&mut self, host: &dyn Host, paging: Option<&Paging>) -> Option<Settled> {
         let open = self.open.take()?;
-        let result = host.unmap(open.domain, open.range);
+        let result = host.unmap(open.domain, open.range, &self.removed);
         let mut put_back = 0;
-        if result.is_err()
+        if let Err(error) = &result
+            && !matches!(error, HostError::Missing(_))
             && let Some(paging) = paging
         {
             let mut table = paging.write();

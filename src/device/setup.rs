@@ -88,11 +88,19 @@ pub enum SetupError {
 
 /// The page sizes of the host that were also asked for.
 pub(super) fn page_sizes(host: u64, asked: Option<u64>) -> Result<u64, SetupError> {
-    let mask = host & asked.unwrap_or(u64::MAX);
+    let asked = asked.unwrap_or(host);
+    let mask = host & asked;
     if mask == 0 {
         return Err(SetupError::PageSizes(format!(
-            "no page size of --page-size-mask {:#x} is one of the host's {host:#x}",
-            asked.unwrap_or(u64::MAX)
+            "no page size of --page-size-mask {asked:#x} is one of the host's {host:#x}"
+        )));
+    }
+    if asked.trailing_zeros() < host.trailing_zeros() {
+        return Err(SetupError::PageSizes(format!(
+            "--page-size-mask {asked:#x} has pages of {} bytes, and the host's smallest have {}: leave smaller ones out \
+             (--page-size-mask {mask:#x})",
+            1u64 << asked.trailing_zeros(),
+            1u64 << host.trailing_zeros()
         )));
     }
     let granule = 1u64 << mask.trailing_zeros();

@@ -87,6 +87,13 @@ pub struct Mapping {
 }
 
 impl Mapping {
+    /// The guest-physical address of the last of them.
+    pub fn last_gpa(&self) -> u64 {
+        self.gpa
+            .0
+            .saturating_add(self.range.last.0 - self.range.first.0)
+    }
+
     /// Where an address of the range goes.
     pub fn translate(&self, iova: Iova) -> Gpa {
         debug_assert!(self.range.contains(iova));

@@ -232,6 +232,9 @@ pub enum HostError {
     /// A mapping leads to guest memory that the host could not take: where that begins, and why.
     #[error("guest memory at {0} is out of reach of endpoints: {1}")]
     Unreachable(Gpa, String),
+    /// What was to be unmapped was not all mapped, so accesses failed that should not have: nothing of it is mapped now.
+    #[error("{0}")]
+    Missing(String),
     /// Anything else: the message has the call and the error.
     #[error("{0}")]
     Internal(String),
@@ -245,7 +248,7 @@ impl HostError {
             Self::Unsupported(_) => Status::Unsupp,
             Self::NoMemory(_) => Status::NoMem,
             Self::Range(_) => Status::Range,
-            Self::Unreachable(..) | Self::Internal(_) => Status::DevErr,
+            Self::Unreachable(..) | Self::Missing(_) | Self::Internal(_) => Status::DevErr,
         }
     }
 }
@@ -311,11 +314,20 @@ pub trait Host: Send + Sync {
     /// memory is exhausted, [`HostError::Internal`] otherwise.
     fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError>;
 
-    /// Unmaps everything in the range. No mapping crosses its ends, and the table has lost the mappings
-    /// already: a host that translates from the table has nothing to do.
+    /// Unmaps everything in the range. No mapping crosses its ends, and the table has lost the mappings, which are
+    /// `removed`, already: a host that translates from the table has nothing to do.
     ///
-    /// Guarantee: after success no access through a removed translation is in flight.
-    fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError>;
+    /// Guarantee: after success, and after [`HostError::Missing`], no access through a removed translation is in flight.
+    /// On any other error all of them are in force.
+    ///
+    /// # Errors
+    /// [`HostError::Missing`]: the host had less mapped than the table.
+    fn unmap(
+        &self,
+        domain: DomainId,
+        range: IovaRange,
+        removed: &[Mapping],
+    ) -> Result<(), HostError>;
 
     /// Whether one [`Host::unmap`] over several mappings is cheaper than several: the device then joins
     /// consecutive UNMAP requests.

@@ -97,7 +97,7 @@ fn a_device_in_use_is_looked_at_but_not_bound() {
         refused["advice"]
             .as_str()
             .unwrap()
-            .contains("somebody else uses it")
+            .contains("another process uses it")
     );
     assert_eq!(report["ready"], false);
     let text = String::from_utf8(check(&[]).stdout).unwrap();

@@ -137,14 +137,17 @@ impl Bench {
     }
 
     fn unmap(&self, domain: &Domain, iova: u64, length: u64) -> Result<(), HostError> {
-        let range = range(iova, length);
-        domain
-            .table
-            .write()
-            .unwrap()
-            .remove(&range, |_| ())
+        self.unmap_range(domain, range(iova, length))
+    }
+
+    fn unmap_range(&self, domain: &Domain, range: IovaRange) -> Result<(), HostError> {
+        let mut removed = Vec::new();
+        let mut table = domain.table.write().unwrap();
+        table
+            .remove(&range, |mapping| removed.push(mapping))
             .unwrap();
-        self.host.unmap(domain.id, range)
+        drop(table);
+        self.host.unmap(domain.id, range, &removed)
     }
 
     /// Whether the device reaches the memory from `offset` on, through addresses from `iova` on.

@@ -159,9 +159,9 @@ impl Kernel {
         ioctl(&self.file, IOMMU_IOAS_MAP_FILE, &mut command).unwrap();
     }
 
-    /// Takes it out again.
-    pub fn unmap(&self, ioas: u32, region: &MemoryRegion) {
-        let mut command = [u64::from(ioas) << 32 | 24, region.gpa.0, region.length];
+    /// Takes what is mapped in a range out of an address space.
+    pub fn unmap(&self, ioas: u32, iova: u64, length: u64) {
+        let mut command = [u64::from(ioas) << 32 | 24, iova, length];
         ioctl(&self.file, IOMMU_IOAS_UNMAP, &mut command).unwrap();
     }
 

@@ -6,18 +6,21 @@
 //!
 //! `kernel`: the kernel's test interface. `contract`: the iommufd host on its own, held to the `Host` contract.
 //! `program`: the program as a child process. `guest`: the whole path from a guest to the kernel and back. `check`: the
-//! subcommand, on a device of VFIO.
+//! subcommand, on a device of VFIO. `allocations`: the program while the host's memory is short.
 #![expect(
     non_snake_case,
     reason = "the ids of normative points end the names of their tests"
 )]
 
+mod allocations;
 mod check;
 #[path = "../common/mod.rs"]
 mod common;
 mod contract;
 mod edu;
 mod guest;
+mod in_memory;
+mod injection;
 mod kernel;
 mod program;
 mod ram;

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Child, ExitStatus};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -33,6 +33,11 @@ pub struct Program {
 impl Program {
     /// Starts it with these options in addition.
     pub fn start(options: &[&str]) -> Self {
+        Self::start_by(program_in, options)
+    }
+
+    /// Starts what `program_in` makes for a directory, with these options in addition.
+    pub fn start_by(program_in: impl FnOnce(&Path) -> Command, options: &[&str]) -> Self {
         let kernel = Kernel::open();
         let devices = [(); 2].map(|()| kernel.mock_device());
         let directory = tempfile::tempdir().unwrap();
@@ -65,8 +70,19 @@ impl Program {
         }
     }
 
-    fn socket(&self) -> PathBuf {
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The socket for front-ends.
+    pub fn vhost_path(&self) -> PathBuf {
         self.directory.path().join("vhost")
+    }
+
+    /// The control socket.
+    pub fn control_path(&self) -> PathBuf {
+        self.directory.path().join("control")
     }
 
     /// A guest with the default memory.
@@ -75,13 +91,12 @@ impl Program {
     }
 
     pub fn guest_with(&self, options: &GuestOptions) -> Guest {
-        Guest::connect(&self.socket(), options)
+        Guest::connect(&self.vhost_path(), options)
     }
 
     /// Carries out a command of the control socket.
     pub fn control(&self, command: &str, arguments: Value) -> Value {
-        let path = self.directory.path().join("control");
-        let mut stream = UnixStream::connect(path).unwrap();
+        let mut stream = UnixStream::connect(self.control_path()).unwrap();
         let line = json!({ "execute": command, "arguments": arguments });
         writeln!(stream, "{line}").unwrap();
         let mut answer = String::new();

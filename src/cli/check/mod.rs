@@ -69,6 +69,11 @@ fn refused(check: &'static str, error: &SetupError) -> Finding {
         SetupError::SharesGroup(..) => {
             Finding::missing(check, error.to_string(), "see \"IOMMU group\" above")
         }
+        SetupError::NoMemory(_) => Finding::missing(
+            check,
+            error.to_string(),
+            "the kernel has no memory, or a limit of this process is reached",
+        ),
         other => Finding::missing(check, other.to_string(), "see the kernel's log"),
     }
 }

@@ -45,7 +45,8 @@ fn page_size_mask_has_a_bit_and_its_lowest_is_the_granule__c8_r24() {
 
 #[test]
 fn page_sizes_that_the_host_has_not_are_refused__c8() {
-    for mask in [1 << 11, 0, 1 << 2] {
+    // None of the host's, and some that are finer.
+    for mask in [1 << 11, 0, 1 << 2, 1 << 11 | 1 << 12, !0x7ff] {
         let config = DeviceConfig {
             page_size_mask: Some(mask),
             ..DeviceConfig::default()

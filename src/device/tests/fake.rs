@@ -24,6 +24,8 @@ pub enum Call {
     Block,
     Map,
     Unmap,
+    /// UNMAP finds less than the table had.
+    UnmapAll,
     Respond,
     AddMemory,
 }
@@ -274,9 +276,10 @@ impl Host for FakeHost {
         Ok(())
     }
 
-    fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
+    fn unmap(&self, domain: DomainId, range: IovaRange, _: &[Mapping]) -> Result<(), HostError> {
         let mut inner = self.inner.lock().unwrap();
         inner.check(Call::Unmap)?;
+        let missing = inner.check(Call::UnmapAll);
         inner.unmaps.push((domain, range));
         let mappings = inner.domains.get_mut(&domain).expect("domain");
         mappings.retain(|_, mapping| match mapping.range.intersection(&range) {
@@ -286,7 +289,7 @@ impl Host for FakeHost {
                 false
             }
         });
-        Ok(())
+        missing.map_err(|error| HostError::Missing(error.to_string()))
     }
 
     fn joins_unmaps(&self) -> bool {

@@ -330,6 +330,20 @@ fn a_failed_unmap_is_told_to_every_joined_request_and_undone() {
 }
 
 #[test]
+fn an_unmap_of_what_the_host_has_lost_is_an_error_and_leaves_no_mapping() {
+    let bench = attached();
+    map_pages(&bench, 0, 0);
+    bench.host.fail(Some(Call::UnmapAll));
+    assert_eq!(unmap_pages(&bench, 0, 0), Status::DevErr);
+    bench.host.fail(None);
+    assert_eq!(bench.device.counters().host_errors.get(), 1);
+    assert_eq!(mapped_pages(&bench), []);
+    // Neither in the table nor in the quota.
+    assert_eq!(map_pages(&bench, 0, 0), Status::Ok);
+    assert_eq!(unmap_pages(&bench, 0, 0), Status::Ok);
+}
+
+#[test]
 fn a_batch_that_is_dropped_is_settled() {
     let bench = attached();
     map_pages(&bench, 0, 0);

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use iommufd_bindings as uapi;
 
+use super::error::is_exhausted;
 use super::kernel::{self, CallError};
+use super::startup::SetupError;
 use crate::host::mapping::IovaRange;
 use crate::spec::MapFlags;
 
@@ -38,9 +40,34 @@ macro_rules! size {
     };
 }
 
-/// Where to look for objects of who shares a context: ids are handed out from 1, lowest first, and no monitor has so
-/// many before its devices and its address space.
-pub(super) const FIRST_IDS: RangeInclusive<u32> = 1..=4096;
+/// Where to look for objects of another process that shares a context: ids are handed out from 1, lowest first, and no
+/// virtual machine monitor has so many before its devices and its address space.
+const FIRST_IDS: RangeInclusive<u32> = 1..=4096;
+
+/// The first two objects for which `ask` succeeds, where it asks at all.
+///
+/// # Errors
+/// [`SetupError::NoMemory`]: whether there is such an object cannot be found out.
+pub(super) fn objects(
+    ask: impl Fn(u32) -> Option<Result<(), CallError>>,
+) -> Result<(Option<u32>, Option<u32>), SetupError> {
+    let mut found = (None, None);
+    for id in FIRST_IDS {
+        match ask(id) {
+            Some(Ok(())) if found.0.is_none() => found.0 = Some(id),
+            Some(Ok(())) => {
+                found.1 = Some(id);
+                break;
+            }
+            Some(Err(error)) if is_exhausted(error.errno) => {
+                return Err(SetupError::NoMemory(error.to_string()));
+            }
+            // It is another kind of object, or none.
+            Some(Err(_)) | None => {}
+        }
+    }
+    Ok(found)
+}
 
 /// An open iommufd, shared by the objects in it.
 #[derive(Clone, Debug)]
@@ -225,13 +252,24 @@ impl Ioas {
         kernel::call(self.fd(), &mut command)
     }
 
-    /// Unmaps everything in the range, which cuts no mapping. Nothing being there is fine.
-    pub fn unmap(&self, range: IovaRange) -> Result<(), CallError> {
+    /// Unmaps everything in the range, which cuts no mapping and has `expected` bytes mapped or less. Whether they all
+    /// were; afterwards nothing is.
+    pub fn unmap(&self, range: IovaRange, expected: u64) -> Result<bool, CallError> {
+        let mut unmapped = self.unmap_once(range)?;
+        if unmapped < expected {
+            // ENOENT can also mean that the kernel did not come as far as the mappings.
+            unmapped += self.unmap_once(range)?;
+        }
+        Ok(unmapped >= expected)
+    }
+
+    /// Unmaps everything in the range, and returns the number of bytes.
+    fn unmap_once(&self, range: IovaRange) -> Result<u64, CallError> {
         // The last address of all cannot be mapped, and the kernel takes this length to mean everything.
         let last = range.last.0.min(u64::MAX - 1);
         let length = match (range.first.0, last) {
             (0, last) if last == u64::MAX - 1 => u64::MAX,
-            (u64::MAX, _) => return Ok(()),
+            (u64::MAX, _) => return Ok(0),
             (first, last) => last - first + 1,
         };
         let mut command = uapi::iommu_ioas_unmap {
@@ -241,8 +279,9 @@ impl Ioas {
             length,
         };
         match kernel::call(self.fd(), &mut command) {
-            Err(error) if error.errno != libc::ENOENT => Err(error),
-            _ => Ok(()),
+            Ok(()) => Ok(command.length),
+            Err(error) if error.errno == libc::ENOENT => Ok(0),
+            Err(error) => Err(error),
         }
     }
 

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! From `errno` to what the guest is told.
+//! From `errno` to what the guest, or the operator, is told.
+
+use std::io;
+use std::path::Path;
 
 use super::kernel::CallError;
+use super::startup::SetupError;
 use crate::host::{HostError, Requester};
 
 impl CallError {
@@ -39,8 +43,39 @@ impl CallError {
     }
 }
 
-fn is_exhausted(errno: i32) -> bool {
-    [libc::ENOMEM, libc::ENOSPC, libc::EDQUOT, libc::EMFILE].contains(&errno)
+impl CallError {
+    /// Setting an endpoint up: without resources it is to be tried again.
+    pub(super) fn of_setup(self, other: impl FnOnce(Self) -> SetupError) -> SetupError {
+        if is_exhausted(self.errno) {
+            SetupError::NoMemory(self.to_string())
+        } else {
+            other(self)
+        }
+    }
+}
+
+/// The same for a file of the system.
+pub(super) fn of_file(
+    path: &Path,
+    error: io::Error,
+    other: impl FnOnce(io::Error) -> SetupError,
+) -> SetupError {
+    if error.raw_os_error().is_some_and(is_exhausted) {
+        SetupError::NoMemory(format!("{}: {error}", path.display()))
+    } else {
+        other(error)
+    }
+}
+
+pub(super) fn is_exhausted(errno: i32) -> bool {
+    [
+        libc::ENOMEM,
+        libc::ENOSPC,
+        libc::EDQUOT,
+        libc::EMFILE,
+        libc::ENFILE,
+    ]
+    .contains(&errno)
 }
 
 #[cfg(test)]

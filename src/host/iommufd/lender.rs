@@ -8,8 +8,9 @@
 
 use std::collections::BTreeSet;
 
-use super::context::{Context, FIRST_IDS};
+use super::context::{Context, objects};
 use super::kernel;
+use super::startup::SetupError;
 use crate::spec::EndpointId;
 
 /// Who has lent a device.
@@ -21,10 +22,18 @@ pub(super) struct Lender {
 impl Lender {
     /// Finds the address space of the context that is none of `ours`. The kernel does not tell which one a device is
     /// attached to, so where there are several, none is taken.
-    pub fn find(context: &Context, endpoint: EndpointId, ours: &BTreeSet<u32>) -> Self {
-        let mut others = FIRST_IDS
-            .filter(|id| !ours.contains(id) && kernel::iova_ranges(context.fd(), *id).is_ok());
-        let identity = match (others.next(), others.next()) {
+    ///
+    /// # Errors
+    /// [`SetupError::NoMemory`].
+    pub fn find(
+        context: &Context,
+        endpoint: EndpointId,
+        ours: &BTreeSet<u32>,
+    ) -> Result<Self, SetupError> {
+        let others = objects(|id| {
+            (!ours.contains(&id)).then(|| kernel::iova_ranges(context.fd(), id).map(drop))
+        })?;
+        let identity = match others {
             (Some(only), None) => Some(only),
             (first, _) => {
                 let found = if first.is_some() { "several" } else { "none" };
@@ -35,7 +44,7 @@ impl Lender {
                 None
             }
         };
-        Self { identity }
+        Ok(Self { identity })
     }
 
     /// The address space with all of guest memory at its own addresses.

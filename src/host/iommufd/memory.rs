@@ -6,7 +6,7 @@
 
 use super::context::{Context, Ioas};
 use super::kernel::{self, CallError};
-use crate::host::mapping::IovaRange;
+use crate::host::mapping::{IovaRange, Mapping};
 use crate::host::{HostError, MemoryRegion};
 use crate::spec::{Gpa, Iova};
 
@@ -90,6 +90,13 @@ impl GuestMemory {
             .map_while(move |region| region.intersection(first, last))
     }
 
+    /// Bytes of a mapping that are memory.
+    pub fn bytes(&self, mapping: &Mapping) -> u64 {
+        let (first, last) = (mapping.gpa.0, mapping.last_gpa());
+        let parts = self.parts(first, last);
+        parts.map(|(first, last)| last - first + 1).sum()
+    }
+
     /// Fails when some of a range of guest-physical addresses is memory that could not be placed.
     pub fn check_refused(&self, first: u64, last: u64) -> Result<(), HostError> {
         let touches = |refused: &&Refused| {
@@ -161,7 +168,8 @@ impl GuestMemory {
     /// Takes a forgotten region out of the address space.
     pub fn unmap(&self, region: Region) -> Result<(), HostError> {
         self.ioas
-            .unmap(region.range())
+            .unmap(region.range(), region.last - region.first + 1)
+            .map(drop)
             .map_err(|error| error.of_range(region.first, region.last))
     }
 

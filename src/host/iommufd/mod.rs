@@ -121,6 +121,8 @@ struct State {
 struct Domain {
     space: AddressSpace,
     mappings: SharedMappings,
+    /// Memory came that could not be mapped where mappings lead to it: they lack parts.
+    incomplete: bool,
 }
 
 impl IommufdHost {
@@ -128,7 +130,7 @@ impl IommufdHost {
     pub fn new(iommufd: OwnedFd) -> Result<Self, SetupError> {
         let context = Context::new(iommufd);
         let memory = GuestMemory::new(&context)
-            .map_err(|error| SetupError::NotIommufd(error.to_string()))?;
+            .map_err(|error| error.of_setup(|error| SetupError::NotIommufd(error.to_string())))?;
         let faults = match FaultQueue::new(&context) {
             Ok(queue) => Some(queue),
             Err(error) => {
@@ -192,7 +194,7 @@ impl IommufdHost {
             EndpointSource::VfioFd(fd) => {
                 let taken = |id| owner(id).is_some();
                 let (device, dev_id) = VfioDevice::shared(&self.context, fd, dev_id, &taken)?;
-                lender = Some(Lender::find(&self.context, id, &state.spaces()));
+                lender = Some(Lender::find(&self.context, id, &state.spaces())?);
                 (Box::new(device), dev_id)
             }
             #[cfg(feature = "iommufd-test")]
@@ -209,7 +211,7 @@ impl IommufdHost {
         }
         state.check_group(id, &*device)?;
         let mut endpoint = Endpoint::new(&self.context, self.faults.as_ref(), device, dev_id)
-            .map_err(|error| SetupError::Attach(id, error.to_string()))?;
+            .map_err(|error| error.of_setup(|error| SetupError::Attach(id, error.to_string())))?;
         endpoint.lender = lender;
         if let Err(why) = self.check_limits(&endpoint) {
             let _ = endpoint.device.release();
@@ -306,7 +308,11 @@ impl Host for IommufdHost {
 
     fn create_domain(&self, domain: DomainId, mappings: SharedMappings) -> Result<(), HostError> {
         let space = AddressSpace::new(&self.context).map_err(|error| error.of_making())?;
-        let made = Domain { space, mappings };
+        let made = Domain {
+            space,
+            mappings,
+            incomplete: false,
+        };
         self.state().domains.insert(domain, made);
         Ok(())
     }
@@ -328,9 +334,9 @@ impl Host for IommufdHost {
         let state = self.state();
         let ioas = state.domain(domain)?.space.ioas();
         let (gpa, iova) = (mapping.gpa.0, mapping.range.first.0);
-        let last = gpa.saturating_add(mapping.range.last.0 - iova);
+        let last = mapping.last_gpa();
         state.memory.check_refused(gpa, last)?;
-        let mut copied = false;
+        let mut copied = 0;
         for (from, to) in state.memory.parts(gpa, last) {
             let result = ioas.copy(
                 iova + (from - gpa),
@@ -340,21 +346,23 @@ impl Host for IommufdHost {
                 access,
             );
             if let Err(error) = result {
-                if copied {
-                    roll_back(ioas, mapping.range);
+                if copied > 0 {
+                    roll_back(ioas, mapping.range, copied);
                 }
                 return Err(error.of_range(iova, mapping.range.last.0));
             }
-            copied = true;
+            copied += to - from + 1;
         }
         Ok(())
     }
 
-    fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
-        let state = self.state();
-        let ioas = state.domain(domain)?.space.ioas();
-        ioas.unmap(range)
-            .map_err(|error| error.of_range(range.first.0, range.last.0))
+    fn unmap(
+        &self,
+        domain: DomainId,
+        range: IovaRange,
+        removed: &[Mapping],
+    ) -> Result<(), HostError> {
+        self.state().unmap(domain, range, removed)
     }
 
     fn joins_unmaps(&self) -> bool {
@@ -412,9 +420,9 @@ impl Host for IommufdHost {
     }
 }
 
-/// Takes back what was mapped of a mapping that failed. Nothing else is mapped in its range.
-fn roll_back(ioas: &context::Ioas, range: IovaRange) {
-    if let Err(error) = ioas.unmap(range) {
+/// Takes back the bytes that were mapped of a mapping that failed. Nothing else is mapped in its range.
+fn roll_back(ioas: &context::Ioas, range: IovaRange, bytes: u64) {
+    if let Err(error) = ioas.unmap(range, bytes) {
         log::error!("a part of a failed mapping stays: {error}");
     }
 }

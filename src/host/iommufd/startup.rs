@@ -44,6 +44,10 @@ pub enum SetupError {
          them together; give the guest one of them only, or devices behind ports with ACS"
     )]
     SharesGroup(EndpointId, u32, GroupMate),
+    /// The kernel has no memory, no descriptors or no other resource for it: what was asked, and its error. The device is
+    /// where it was, or detached, and can be added again.
+    #[error("{0}; try again when the machine has memory to spare")]
+    NoMemory(String),
     /// The device cannot be attached: the endpoint, why.
     #[error("endpoint {0}: {1}")]
     Attach(EndpointId, String),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::context::{Context, READ_WRITE, access_flags};
+use super::context::{Context, Ioas, READ_WRITE, access_flags};
 use super::device::Attach;
 use super::endpoint::{Attached, Endpoint};
 use super::fault::FaultQueue;
@@ -40,13 +40,24 @@ impl Bypass {
     }
 
     fn add(&self, memory: &GuestMemory, region: Region) -> Result<(), CallError> {
-        for range in &self.allowed {
-            if let Some((first, last)) = region.intersection(range.first.0, range.last.0) {
-                let ioas = self.space.ioas();
-                ioas.copy(first, memory.ioas(), first, last - first + 1, READ_WRITE)?;
-            }
+        let ioas = self.space.ioas();
+        for (first, last) in self.parts(region) {
+            ioas.copy(first, memory.ioas(), first, last - first + 1, READ_WRITE)?;
         }
         Ok(())
+    }
+
+    /// The parts of a region that these endpoints can reach, ascending: first and last addresses.
+    fn parts(&self, region: Region) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let allowed = self.allowed.iter();
+        allowed.filter_map(move |range| region.intersection(range.first.0, range.last.0))
+    }
+
+    /// Bytes of them.
+    fn bytes(&self, region: Region) -> u64 {
+        self.parts(region)
+            .map(|(first, last)| last - first + 1)
+            .sum()
     }
 }
 
@@ -134,6 +145,28 @@ impl State {
             faults.withdraw(requester);
         }
         Ok(())
+    }
+
+    /// See [`crate::host::Host::unmap`].
+    pub(super) fn unmap(
+        &self,
+        id: DomainId,
+        range: IovaRange,
+        removed: &[Mapping],
+    ) -> Result<(), HostError> {
+        let domain = self.domain(id)?;
+        let accessible = removed.iter().filter(|m| access_flags(m.flags).is_some());
+        let expected: u64 = accessible.map(|mapping| self.memory.bytes(mapping)).sum();
+        let unmapped = domain.space.ioas().unmap(range, expected);
+        let complete = unmapped.map_err(|error| error.of_range(range.first.0, range.last.0))?;
+        if complete || domain.incomplete {
+            return Ok(());
+        }
+        Err(HostError::Missing(format!(
+            "{}-{} in domain {id}: less than {expected:#x} bytes were mapped in the kernel; no other process may unmap in \
+             an iommufd that it shares",
+            range.first, range.last
+        )))
     }
 
     /// Moves a requester in the kernel. `None`: a PASID that is blocked is attached to nothing.
@@ -252,16 +285,10 @@ impl State {
             let added = bypass.add(&self.memory, region);
             result = result.and(added.map_err(|error| error.of_range(region.first, region.last)));
         }
-        for domain in self.domains.values() {
-            let (memory, ioas) = (&self.memory, domain.space.ioas());
-            domain.for_parts_in(region, |mapping, iova, first| {
-                if let Some(access) = access_flags(mapping.flags) {
-                    let length = iova.last.0 - iova.first.0 + 1;
-                    let added = ioas.copy(iova.first.0, memory.ioas(), first, length, access);
-                    let added = added.map_err(|e| e.of_range(iova.first.0, iova.last.0));
-                    result = std::mem::replace(&mut result, Ok(())).and(added);
-                }
-            });
+        for domain in self.domains.values_mut() {
+            let added = domain.add_memory(&self.memory, region);
+            domain.incomplete |= added.is_err();
+            result = result.and(added);
         }
         result
     }
@@ -272,24 +299,45 @@ impl State {
             return Ok(());
         };
         let mut result = Ok(());
-        let mut and = |removed: Result<(), CallError>, range: IovaRange| {
+        // Where memory could not be mapped when it came, less than this is there.
+        let mut unmap = |ioas: &Ioas, range: IovaRange, expected: u64| {
+            let removed = ioas.unmap(range, expected).map(drop);
             let removed = removed.map_err(|error| error.of_range(range.first.0, range.last.0));
             result = std::mem::replace(&mut result, Ok(())).and(removed);
         };
         for bypass in &self.bypass {
             // Its pieces lie in the region, so the range cuts none.
-            and(bypass.space.ioas().unmap(region.range()), region.range());
+            unmap(bypass.space.ioas(), region.range(), bypass.bytes(region));
         }
         for domain in self.domains.values() {
             let ioas = domain.space.ioas();
             // The kernel has an area for each region of a mapping, and this is one of them.
-            domain.for_parts_in(region, |_, iova, _| and(ioas.unmap(iova), iova));
+            domain.for_parts_in(region, |mapping, iova, _| {
+                if access_flags(mapping.flags).is_some() {
+                    unmap(ioas, iova, iova.last.0 - iova.first.0 + 1);
+                }
+            });
         }
         result.and(self.memory.unmap(region))
     }
 }
 
 impl Domain {
+    /// Maps a region wherever a mapping leads to it. On error the first one is told, and the other parts are mapped.
+    fn add_memory(&self, memory: &GuestMemory, region: Region) -> Result<(), HostError> {
+        let ioas = self.space.ioas();
+        let mut result = Ok(());
+        self.for_parts_in(region, |mapping, iova, first| {
+            if let Some(access) = access_flags(mapping.flags) {
+                let length = iova.last.0 - iova.first.0 + 1;
+                let added = ioas.copy(iova.first.0, memory.ioas(), first, length, access);
+                let added = added.map_err(|e| e.of_range(iova.first.0, iova.last.0));
+                result = std::mem::replace(&mut result, Ok(())).and(added);
+            }
+        });
+        result
+    }
+
     /// The parts of mappings that lead into a region: the mapping, the part's virtual addresses, and its first
     /// guest-physical one.
     fn for_parts_in(&self, region: Region, mut part: impl FnMut(&Mapping, IovaRange, u64)) {
@@ -298,10 +346,8 @@ impl Domain {
             .read()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         for mapping in mappings.iter() {
-            let gpa = mapping.gpa.0;
-            let iova = mapping.range.first.0;
-            let last = gpa.saturating_add(mapping.range.last.0 - iova);
-            if let Some((first, last)) = region.intersection(gpa, last) {
+            let (gpa, iova) = (mapping.gpa.0, mapping.range.first.0);
+            if let Some((first, last)) = region.intersection(gpa, mapping.last_gpa()) {
                 let range = IovaRange {
                     first: Iova(iova + (first - gpa)),
                     last: Iova(iova + (last - gpa)),

@@ -15,8 +15,9 @@ use vfio_bindings::bindings::vfio::{
     vfio_device_detach_iommufd_pt,
 };
 
-use super::context::{Context, FIRST_IDS};
+use super::context::{Context, objects};
 use super::device::Attach;
+use super::error::{is_exhausted, of_file};
 use super::group::{Group, link_name};
 use super::kernel::{self, CallError, Dependent};
 use super::startup::SetupError;
@@ -37,23 +38,19 @@ impl VfioDevice {
             .write(true)
             .open(path)
             .map_err(|error| {
-                let hint = open_hint(&error);
-                SetupError::Open(path.display().to_string(), error, hint)
+                of_file(path, error, |error| {
+                    let hint = open_hint(&error);
+                    SetupError::Open(path.display().to_string(), error, hint)
+                })
             })?;
         let dev_id = kernel::vfio_bind(file.as_fd(), context.fd()).map_err(|error| {
-            let hint = match error.errno {
-                libc::EPERM => {
-                    "the machine has no interrupt remapping: boot with iommufd.allow_unsafe_interrupts=1 to accept that"
-                }
-                libc::EINVAL | libc::EBUSY => {
-                    "somebody else uses it: for a device of a virtual machine monitor pass vfio-fd= and its iommufd"
-                }
-                _ => "see the kernel's log",
-            };
-            SetupError::Bind(path.display().to_string(), error.to_string(), hint)
+            error.of_setup(|error| {
+                let hint = bind_hint(error.errno);
+                SetupError::Bind(path.display().to_string(), error.to_string(), hint)
+            })
         })?;
-        let listed = listed(&file);
-        Ok((Self::bound(file, &listed), dev_id))
+        let listed = listed(&file)?;
+        Ok((Self::bound(file, &listed)?, dev_id))
     }
 
     /// Takes a duplicate of a device that somebody else has bound to our context. Returns it with its id.
@@ -64,27 +61,32 @@ impl VfioDevice {
         taken: &dyn Fn(u32) -> bool,
     ) -> Result<(Self, u32), SetupError> {
         let file = fd.into();
-        let listed = listed(&file);
-        let dev_id = dev_id
-            .or_else(|| own_id(&file, &listed))
-            .or_else(|| only_device(context, taken))
-            .ok_or(SetupError::NoDeviceId)?;
-        Ok((Self::bound(file, &listed), dev_id))
+        let listed = listed(&file)?;
+        let dev_id = match dev_id.or_else(|| own_id(&file, &listed)) {
+            Some(id) => id,
+            None => only_device(context, taken)?.ok_or(SetupError::NoDeviceId)?,
+        };
+        Ok((Self::bound(file, &listed)?, dev_id))
     }
 
     /// A device that is bound to our context.
-    fn bound(file: File, listed: &[Dependent]) -> Self {
-        let group = sysfs_path(&file).and_then(|sysfs| Group::of(&sysfs, listed));
-        if let Err(error) = &group {
-            log::warn!(
-                "the IOMMU group of a device cannot be found out ({error}): give the guest no other device of it, as \
-                 the kernel moves them together"
-            );
-        }
-        Self {
-            file,
-            group: group.ok(),
-        }
+    fn bound(file: File, listed: &[Dependent]) -> Result<Self, SetupError> {
+        let sysfs = sysfs_path(&file);
+        let found = sysfs.and_then(|sysfs| Group::of(&sysfs, listed));
+        let group = match found {
+            Ok(group) => Some(group),
+            Err(error) if error.raw_os_error().is_some_and(is_exhausted) => {
+                return Err(SetupError::NoMemory(format!("IOMMU group: {error}")));
+            }
+            Err(error) => {
+                log::warn!(
+                    "the IOMMU group of a device cannot be found out ({error}): give the guest no other device of it, \
+                     as the kernel moves them together"
+                );
+                None
+            }
+        };
+        Ok(Self { file, group })
     }
 
     fn attach_pt(&self, flags: u32, pasid: u32, pt_id: u32) -> Result<(), CallError> {
@@ -156,9 +158,25 @@ fn open_hint(error: &io::Error) -> &'static str {
     }
 }
 
+fn bind_hint(errno: i32) -> &'static str {
+    match errno {
+        libc::EPERM => {
+            "the machine has no interrupt remapping: boot with iommufd.allow_unsafe_interrupts=1 to accept that"
+        }
+        libc::EINVAL | libc::EBUSY => {
+            "another process uses it: for a device of a virtual machine monitor pass vfio-fd= and its iommufd"
+        }
+        _ => "see the kernel's log",
+    }
+}
+
 /// The devices that a reset of this one concerns, with their ids in our context; none where there is no such reset.
-fn listed(file: &File) -> Vec<Dependent> {
-    kernel::hot_reset_info(file.as_fd()).unwrap_or_default()
+fn listed(file: &File) -> Result<Vec<Dependent>, SetupError> {
+    match kernel::hot_reset_info(file.as_fd()) {
+        Ok(listed) => Ok(listed),
+        Err(error) if is_exhausted(error.errno) => Err(SetupError::NoMemory(error.to_string())),
+        Err(_) => Ok(Vec::new()),
+    }
 }
 
 /// The id of a device, where it is listed.
@@ -179,10 +197,12 @@ fn sysfs_path(file: &File) -> io::Result<PathBuf> {
 }
 
 /// The id of the one device in the context that no endpoint has; `None` when there are none or several.
-fn only_device(context: &Context, taken: &dyn Fn(u32) -> bool) -> Option<u32> {
-    let mut free = FIRST_IDS.filter(|&id| !taken(id) && kernel::hw_info(context.fd(), id).is_ok());
-    let first = free.next()?;
-    free.next().is_none().then_some(first)
+fn only_device(context: &Context, taken: &dyn Fn(u32) -> bool) -> Result<Option<u32>, SetupError> {
+    let found = objects(|id| (!taken(id)).then(|| kernel::hw_info(context.fd(), id).map(drop)))?;
+    Ok(match found {
+        (Some(only), None) => Some(only),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

@@ -207,7 +207,7 @@ impl Host for SoftHost {
     }
 
     /// Ports that are used lose what they keep. The lock of each is held by its access in flight, if there is one.
-    fn unmap(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
+    fn unmap(&self, domain: DomainId, range: IovaRange, _: &[Mapping]) -> Result<(), HostError> {
         self.ports.invalidate_range(domain, range);
         Ok(())
     }

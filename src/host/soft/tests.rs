@@ -90,7 +90,7 @@ impl Fixture {
     fn unmap(&self, first: u64, last: u64) {
         self.take_from_table(first, last);
         let range = IovaRange::new(first, last).expect("range");
-        self.host.unmap(DOMAIN, range).expect("unmap");
+        self.host.unmap(DOMAIN, range, &[]).expect("unmap");
     }
 
     /// The half of an UNMAP that the device does itself.

@@ -126,7 +126,7 @@ impl Fixture {
         let mut table = self.table.write().expect("table");
         table.remove(&range, |_| ()).expect("no split");
         drop(table);
-        self.host.unmap(DOMAIN, range).expect("unmap");
+        self.host.unmap(DOMAIN, range, &[]).expect("unmap");
     }
 
     fn disable(&self, what: Enabled) {

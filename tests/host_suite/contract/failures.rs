@@ -1,53 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Every step of iommufd that can fail, made to fail: the kernel's own way to test its error paths
-//! (Documentation/fault-injection), turned on ours.
+//! Every step of the kernel that can fail during a call of the host, made to fail.
 
 use super::*;
-
-use std::ffi::CString;
-use std::fs::File;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use crate::injection::FailNth;
 
 const IOVA: u64 = 0x4000_0000;
 const OTHER_IOVA: u64 = 0x5000_0000;
-
-/// Makes a step of this thread's system calls fail.
-struct FailNth(File);
-
-impl FailNth {
-    fn open() -> Self {
-        // A failure on purpose is not to be in the kernel's log with a call trace, where bugs are looked for.
-        quiet();
-        let path = "/proc/thread-self/fail-nth";
-        let file = File::options().read(true).write(true).open(path);
-        Self(file.unwrap_or_else(|error| panic!("{path} (CONFIG_FAULT_INJECTION): {error}")))
-    }
-
-    /// Runs `operation` with its `nth` step failing; with its result, whether it came that far.
-    fn during<T>(&self, nth: usize, operation: impl FnOnce() -> T) -> (T, bool) {
-        self.0.write_at(nth.to_string().as_bytes(), 0).unwrap();
-        let result = operation();
-        let mut left = [0; 16];
-        let length = self.0.read_at(&mut left, 0).unwrap();
-        self.0.write_at(b"0", 0).unwrap();
-        (result, left[..length].starts_with(b"0"))
-    }
-}
-
-/// Has the kernel make iommufd's failures without a word.
-fn quiet() {
-    let debugfs = tempfile::tempdir().unwrap();
-    let target = CString::new(debugfs.path().as_os_str().as_bytes()).unwrap();
-    let kind = c"debugfs".as_ptr();
-    // SAFETY: all are strings with their ends; a file system of this kind takes no options.
-    let mounted = unsafe { libc::mount(kind, target.as_ptr(), kind, 0, std::ptr::null()) };
-    assert_eq!(mounted, 0, "debugfs: {}", std::io::Error::last_os_error());
-    let written = std::fs::write(debugfs.path().join("fail_iommufd/verbose"), "0");
-    // SAFETY: a string with its end.
-    unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
-    written.unwrap();
-}
 
 /// Runs an operation once for each of its steps, on a new bench each time, with that step failing. Where it then
 /// fails, `before` must hold, and a second try must succeed; in the end `after` must hold.
@@ -57,19 +15,22 @@ fn each_step_failing<S>(
     before: impl Fn(&S) -> bool,
     after: impl Fn(&S) -> bool,
 ) {
-    let fail = FailNth::open();
+    let fail = FailNth::of_this_thread();
     let mut failures = 0;
     for nth in 1.. {
         let bench = setup();
         let (result, injected) = fail.during(nth, || operation(&bench));
         if let Err(error) = result {
-            assert!(injected, "without a failure of the kernel: {error}");
+            assert!(
+                injected == Some(true),
+                "without a failure of the kernel: {error}"
+            );
             failures += 1;
             assert!(before(&bench), "after failure {nth}: {error}");
             operation(&bench).unwrap();
         }
         assert!(after(&bench), "after step {nth}");
-        if !injected {
+        if injected != Some(true) {
             break;
         }
     }
@@ -178,7 +139,7 @@ fn an_attach_of_a_pasid_that_fails_anywhere_attaches_nothing() {
 
 #[test]
 fn memory_that_could_not_be_added_harms_nothing_else() {
-    let fail = FailNth::open();
+    let fail = FailNth::of_this_thread();
     let mut failures = 0;
     for nth in 1.. {
         let s = attached();
@@ -192,7 +153,7 @@ fn memory_that_could_not_be_added_harms_nothing_else() {
         s.bench.update_memory(added, &[]).unwrap();
         s.bench.update_memory(&[], added).unwrap();
         assert!(s.bench.reaches(s.device, IOVA + 2 * MIB, 2 * MIB, 8 * MIB));
-        if !injected {
+        if injected != Some(true) {
             break;
         }
     }
@@ -201,7 +162,7 @@ fn memory_that_could_not_be_added_harms_nothing_else() {
 
 #[test]
 fn an_endpoint_that_cannot_be_added_leaves_nothing_behind() {
-    let fail = FailNth::open();
+    let fail = FailNth::of_this_thread();
     let mut failures = 0;
     for nth in 1.. {
         let Bench { host, kernel, .. } = Bench::new();
@@ -212,14 +173,17 @@ fn an_endpoint_that_cannot_be_added_leaves_nothing_behind() {
         let add = || host.add_endpoint(EndpointId(1), source, Some(device.dev));
         let (result, injected) = fail.during(nth, add);
         if let Err(error) = result {
-            assert!(injected, "without a failure of the kernel: {error}");
+            assert!(
+                injected == Some(true),
+                "without a failure of the kernel: {error}"
+            );
             failures += 1;
             // Where it was before, or nowhere: then it has ended.
             kernel.end(device);
         }
         drop(host);
         assert!(kernel.is_clean(), "after step {nth}");
-        if !injected {
+        if injected != Some(true) {
             break;
         }
     }
@@ -228,7 +192,7 @@ fn an_endpoint_that_cannot_be_added_leaves_nothing_behind() {
 
 #[test]
 fn an_unmap_has_no_step_that_can_fail_once_its_address_space_is_found() {
-    let fail = FailNth::open();
+    let fail = FailNth::of_this_thread();
     // The first step is the look-up of the address space, which is ours and cannot be missing. For the others the
     // kernel has another way.
     for nth in 2.. {
@@ -237,7 +201,7 @@ fn an_unmap_has_no_step_that_can_fail_once_its_address_space_is_found() {
         let (result, injected) = fail.during(nth, || s.bench.unmap(&s.domain, IOVA, 2 * MIB));
         result.unwrap();
         assert!(s.reaches_nothing(IOVA), "after step {nth}");
-        if !injected {
+        if injected != Some(true) {
             break;
         }
     }

@@ -46,12 +46,35 @@ fn unmapping_nothing_and_everything_works() {
     bench.unmap(&domain, IOVA, MIB).unwrap();
     bench.map(&domain, IOVA, 4096, 16 * MIB).unwrap();
     for all in [IovaRange::ALL, IovaRange::new(1, u64::MAX).unwrap()] {
-        domain.table.write().unwrap().remove(&all, |_| ()).unwrap();
-        bench.host.unmap(domain.id, all).unwrap();
+        bench.unmap_range(&domain, all).unwrap();
         assert!(bench.reaches_none(device, IOVA, 4096, 0));
         bench.map(&domain, IOVA, 4096, 16 * MIB).unwrap();
     }
     bench.unmap(&domain, u64::MAX, 1).unwrap();
+}
+
+#[test]
+fn an_unmap_of_what_another_process_has_unmapped_is_told() {
+    let bench = Bench::with_memory();
+    let device = bench.endpoint(1);
+    let (domain, ioas) = bench.domain_and_its_ioas(1);
+    bench.attach(1, unwanted(&domain)).unwrap();
+    // All of what is to be unmapped, or a part of it.
+    for lost in [MIB, 2 * MIB] {
+        bench.map(&domain, IOVA, MIB, 16 * MIB).unwrap();
+        bench.map(&domain, IOVA + MIB, MIB, 18 * MIB).unwrap();
+        bench.kernel.unmap(ioas, IOVA, lost);
+        let error = bench.unmap(&domain, IOVA, 2 * MIB).unwrap_err();
+        assert!(matches!(error, HostError::Missing(_)), "{error}");
+        assert_eq!(error.status(), Status::DevErr);
+        assert!(bench.reaches_none(device, IOVA + MIB, MIB, 2 * MIB));
+    }
+    // Without access, or without memory, nothing is missed.
+    bench
+        .map_with(&domain, IOVA, MIB, 16 * MIB, MapFlags::empty())
+        .unwrap();
+    bench.map(&domain, IOVA + MIB, MIB, 64 * MIB).unwrap();
+    bench.unmap(&domain, IOVA, 2 * MIB).unwrap();
 }
 
 #[test]

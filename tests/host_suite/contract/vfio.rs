@@ -106,7 +106,7 @@ fn bypass_of_a_shared_device_is_the_mapping_of_who_shares_it() {
     assert_eq!(page(&bench, 0x8000), [0x5a; 4096]);
 
     // What the monitor takes away is gone.
-    bench.kernel.unmap(monitors, &region);
+    bench.kernel.unmap(monitors, region.gpa.0, region.length);
     device.write(16 * MIB, 4096);
     assert_eq!(page(&bench, 0), [0x5a; 4096]);
     fill(&bench, 0, 0x11);

@@ -82,7 +82,7 @@ fn a_translation_that_was_not_unmapped_reaches_the_page_that_was_given_away() {
     let byte: u8 = f.memory.read_obj(GuestAddress(0x5000)).expect("memory");
     assert_eq!(byte, 0x77);
     let range = IovaRange::new(0x1000, 0x1fff).expect("range");
-    f.host.unmap(DOMAIN, range).expect("unmap");
+    f.host.unmap(DOMAIN, range, &[]).expect("unmap");
     assert_eq!(poke(&port, 0x1000, 0x66), Err(Denied::Translation));
 }
 
@@ -411,6 +411,6 @@ fn a_copy_with_ats_uses_the_endpoints_cache_and_one_without_leaves_it_alone() {
     assert_eq!(copy(&port, false, 0x1000, 0x2000, 16), 0);
     assert_eq!(copy(&port, true, 0x1000, 0x2000, 16), 16, "stale");
     let range = IovaRange::new(0x1000, 0x2fff).expect("range");
-    f.host.unmap(DOMAIN, range).expect("unmap");
+    f.host.unmap(DOMAIN, range, &[]).expect("unmap");
     assert_eq!(copy(&port, true, 0x1000, 0x2000, 16), 0);
 }

@@ -10,6 +10,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use vhost_device_iommu::cli::args::{Args, ArgsError, Command};
 use vhost_device_iommu::cli::{check, ctl, serve, viot};
+use vhost_device_iommu::os::log_output::LogOutput;
 
 /// Any failure: it is only printed.
 type Failure = Box<dyn Error>;
@@ -49,7 +50,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vhost-device-iommu: {error}");
+            // If that cannot be written, the exit status still says it.
+            let line = format!("vhost-device-iommu: {error}\n");
+            let _ = LogOutput::default().write_all(line.as_bytes());
             ExitCode::FAILURE
         }
     }

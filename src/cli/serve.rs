@@ -5,13 +5,16 @@
 //! the sockets; [`Setup::start`] starts the threads beside the front-end's; [`Running::serve`] serves front-ends until
 //! the end.
 
+use std::env;
 use std::error::Error;
+use std::io::{self, IsTerminal};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use env_logger::{Target, WriteStyle};
 use log::LevelFilter;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -22,8 +25,9 @@ use crate::endpoints::host::AnyHost;
 use crate::host::iommufd::{self, IommufdHost};
 use crate::host::soft::SoftHost;
 use crate::os::inherited::{self as sys, Signals, SocketKind};
+use crate::os::log_output::LogOutput;
 use crate::os::seccomp;
-use crate::os::socket_file::SocketFile;
+use crate::os::socket_file::{self, SocketFile};
 use crate::qmp::{self, Qmp};
 use crate::transport::{self, DriverLife, Options, Source};
 
@@ -55,9 +59,22 @@ fn start_log(level: LevelFilter) {
         // It has a line for whatever a front-end asks for in vain. Ours are fewer: see `soft_endpoint::guard`.
         .filter_module("vfio_user", library_level)
         .format_target(false)
+        .target(Target::Pipe(Box::new(LogOutput::default())))
+        .write_style(log_style())
         .init();
+    sys::ignore_file_size_signal();
     if cfg!(odd_bits) {
         log::warn!("built to send what drivers have to ignore: for tests of drivers only");
+    }
+}
+
+/// Colours for people at a terminal (<https://no-color.org>).
+fn log_style() -> WriteStyle {
+    let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+    let plain = is_set("NO_COLOR") || env::var_os("TERM").is_none_or(|term| term == "dumb");
+    match io::stderr().is_terminal() && !plain {
+        true => WriteStyle::Always,
+        false => WriteStyle::Never,
     }
 }
 
@@ -93,10 +110,10 @@ impl Inherited {
     }
 }
 
-/// SIGTERM and SIGINT make `stop` readable; a second one ends the process where it stands.
+/// SIGTERM, SIGINT and SIGHUP make `stop` readable; a second one ends the process where it stands.
 fn stop_on_signals(stop: &EventFd) -> Result<(), Failure> {
     // Before any other thread exists, so that none of them is interrupted.
-    let mut signals = Signals::block(&[libc::SIGTERM, libc::SIGINT])?;
+    let mut signals = Signals::block(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])?;
     let stop = stop.try_clone()?;
     thread::Builder::new()
         .name("signals".to_owned())
@@ -121,7 +138,7 @@ impl Setup {
     fn new(args: &ServeArgs, inherited: Inherited) -> Result<Self, Failure> {
         let endpoints = make_endpoints(args, inherited.iommufd, inherited.devices)?;
         let control = match &args.control {
-            Some(path) => Some(sys::for_owner_only(|| SocketFile::bind(path))?),
+            Some(path) => Some(SocketFile::bind_for(path, socket_file::OWNER)?),
             None => None,
         };
         let (front_end, front_end_file) = front_end(args, inherited.front_end)?;
@@ -229,6 +246,9 @@ fn front_end(
 ) -> Result<(Source, Option<SocketFile>), Failure> {
     if let Some(path) = &args.socket_path {
         let file = SocketFile::bind(path)?;
+        if let Some(mode) = args.socket_mode {
+            file.set_mode(mode)?;
+        }
         log::info!("listening on {}", path.display());
         return Ok((Source::Listen(file.listener().try_clone()?), Some(file)));
     }

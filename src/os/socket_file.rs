@@ -2,11 +2,20 @@
 //! Socket files: made, replaced when stale, removed at the end.
 #![forbid(unsafe_code)]
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen as start_listening,
+    socket_with,
+};
+
+/// Connections that wait to be accepted, at most.
+const BACKLOG: i32 = 128;
 
 /// Why a path cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +40,31 @@ pub struct SocketFile {
     identity: Option<(u64, u64)>,
 }
 
+/// Who may connect: the owner and the group of the file, so far as the umask lets them.
+pub const OWNER_AND_GROUP: u32 = 0o660;
+/// The owner alone may connect.
+pub const OWNER: u32 = 0o600;
+
 impl SocketFile {
-    /// Listens on a path. A socket file that nobody listens on is replaced.
+    /// Listens on a path. A socket file that nobody listens on is replaced. The file has the permissions
+    /// [`OWNER_AND_GROUP`] without those of the umask.
+    ///
+    /// # Errors
+    /// Another process listens there, something else is in the way, or the system refuses.
     pub fn bind(path: &Path) -> Result<Self, ListenError> {
+        Self::bind_for(path, OWNER_AND_GROUP)
+    }
+
+    /// The same with other permissions: at no time has the file more than these, without those of the umask.
+    ///
+    /// # Errors
+    /// As of [`SocketFile::bind`].
+    pub fn bind_for(path: &Path, mode: u32) -> Result<Self, ListenError> {
         let failed = |error| ListenError::Io(path.to_owned(), error);
-        let listener = match UnixListener::bind(path) {
+        let listener = match listen(path, mode) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 remove_stale(path)?;
-                UnixListener::bind(path).map_err(failed)?
+                listen(path, mode).map_err(failed)?
             }
             other => other.map_err(failed)?,
         };
@@ -47,6 +73,15 @@ impl SocketFile {
             path: path.to_owned(),
             identity: identity(path),
         })
+    }
+
+    /// Gives the file exactly these permissions, whatever the umask.
+    ///
+    /// # Errors
+    /// The file is gone, or the file system refuses.
+    pub fn set_mode(&self, mode: u32) -> Result<(), ListenError> {
+        fs::set_permissions(&self.path, Permissions::from_mode(mode))
+            .map_err(|error| ListenError::Io(self.path.clone(), error))
     }
 
     /// The socket.
@@ -62,6 +97,21 @@ impl Drop for SocketFile {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// The kernel gives the file the permissions that the socket has when it is bound, without those of the umask.
+fn listen(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    fchmod(&socket, Mode::from_raw_mode(mode))?;
+    bind(&socket, &address)?;
+    start_listening(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
@@ -107,6 +157,21 @@ mod tests {
         assert!(live.listener().accept().is_err());
         drop(live);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_file_has_the_permissions_asked_for_at_most() {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("socket");
+        let mode = || fs::metadata(&path).expect("metadata").mode() & 0o777;
+        // The umask of the test's process takes some away, and gives none.
+        let file = SocketFile::bind(&path).expect("bind");
+        assert_eq!(mode() & !OWNER_AND_GROUP, 0);
+        file.set_mode(0o666).expect("mode");
+        assert_eq!(mode(), 0o666);
+        drop(file);
+        let _file = SocketFile::bind_for(&path, OWNER).expect("bind");
+        assert_eq!(mode(), OWNER);
     }
 
     #[test]

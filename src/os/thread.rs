@@ -88,7 +88,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use vmm_sys_util::eventfd::EventFd;
+    use rustix::event::{EventfdFlags, eventfd};
 
     use super::Thread;
 
@@ -96,13 +96,13 @@ mod tests {
     #[cfg_attr(miri, ignore = "sends signals")]
     fn a_thread_that_blocks_in_a_system_call_ends() {
         let ending = Arc::new(AtomicBool::new(false));
-        let full = EventFd::new(0).expect("an eventfd");
-        full.write(u64::MAX - 1).expect("room");
+        let full = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
+        rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).expect("room");
         let thread = {
             let ending = Arc::clone(&ending);
             Thread::spawn("blocks", move || {
                 while !ending.load(Ordering::Acquire) {
-                    full.write(1).expect_err("it is full");
+                    rustix::io::write(&full, &1_u64.to_ne_bytes()).expect_err("it is full");
                 }
             })
             .expect("a thread")

@@ -7,6 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde_json::{Value, json};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -31,6 +33,10 @@ pub(super) enum ClientError {
     Stopped,
     #[error("cannot connect ({0}); start QEMU with -qmp unix:PATH,server=on,wait=off")]
     Connect(#[source] io::Error),
+    #[error(
+        "others wait for the monitor already; it serves one client at a time, so give this one to nobody else"
+    )]
+    Busy,
     #[error("the connection has ended")]
     Closed,
     #[error("{0}")]
@@ -121,6 +127,20 @@ impl Waiter {
     }
 }
 
+/// Connects without waiting for room in the monitor's queue: a monitor accepts nobody while it has its one client.
+pub(super) fn connect(path: &Path) -> Result<UnixStream, ClientError> {
+    let attempt = || {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(socket.into())
+    };
+    attempt().map_err(|error: Errno| match error {
+        Errno::AGAIN => ClientError::Busy,
+        other => ClientError::Connect(other.into()),
+    })
+}
+
 /// A connection on which QEMU sends events.
 pub(super) struct Client {
     stream: UnixStream,
@@ -138,8 +158,7 @@ impl Client {
         waiter: &Waiter,
         before_events: impl FnOnce(),
     ) -> Result<Self, ClientError> {
-        let stream = UnixStream::connect(path).map_err(ClientError::Connect)?;
-        stream.set_nonblocking(true)?;
+        let stream = connect(path)?;
         waiter.watch(&stream)?;
         let mut client = Self {
             stream,

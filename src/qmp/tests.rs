@@ -32,8 +32,13 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("qmp")).unwrap();
+        Self::on(listener, directory)
+    }
+
+    /// On the socket `qmp` in a directory.
+    fn on(listener: UnixListener, directory: tempfile::TempDir) -> Self {
         let path = directory.path().join("qmp");
-        let listener = UnixListener::bind(&path).unwrap();
         let host = AnyHost::Soft(Arc::new(SoftHost::new().unwrap()), Arc::default());
         let endpoints = Endpoints::new(host, DeviceConfig::default(), [(dev0(), None)]).unwrap();
         let context = Context {
@@ -342,4 +347,37 @@ fn the_end_of_the_process_does_not_wait_for_qemu() {
     let bench = Bench::new();
     let _silent = bench.accept();
     drop(bench);
+}
+
+/// A monitor with its one client, and as many more as its queue takes.
+fn full_monitor(path: &std::path::Path) -> (UnixListener, Vec<UnixStream>) {
+    let listener = UnixListener::bind(path).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let mut clients = Vec::new();
+    loop {
+        match client::connect(path) {
+            Ok(client) => clients.push(client),
+            Err(ClientError::Busy) => return (listener, clients),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_monitor_that_has_its_client_is_tried_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let (listener, clients) = full_monitor(&directory.path().join("qmp"));
+    let bench = Bench::on(listener, directory);
+    for client in clients {
+        drop(bench.accept());
+        drop(client);
+    }
+    bench.greeted();
+}
+
+#[test]
+fn the_end_of_the_process_does_not_wait_for_a_monitor_that_has_its_client() {
+    let directory = tempfile::tempdir().unwrap();
+    let (listener, _clients) = full_monitor(&directory.path().join("qmp"));
+    drop(Bench::on(listener, directory));
 }

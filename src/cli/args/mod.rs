@@ -199,6 +199,18 @@ pub struct ServeArgs {
         help_heading = "Front-end"
     )]
     pub socket_path: Option<PathBuf>,
+    /// Permissions of the file of --socket-path, in octal, such as 0666
+    ///
+    /// Whoever may write to the file may connect. Without the option these are the file's owner and group (0660), so far
+    /// as the umask lets them.
+    #[arg(
+        long,
+        value_name = "MODE",
+        value_parser = values::socket_mode,
+        conflicts_with = "fd",
+        help_heading = "Front-end"
+    )]
+    pub socket_mode: Option<u32>,
     /// Serve on this inherited socket, listening or connected
     ///
     /// With a connected socket the program ends when it is closed.

@@ -72,6 +72,15 @@ pub(super) fn reserved_region(text: &str) -> Result<ReservedRegion, String> {
     Ok(ReservedRegion { range, subtype })
 }
 
+/// `--socket-mode`: permissions in octal.
+pub(super) fn socket_mode(text: &str) -> Result<u32, String> {
+    let is_octal = !text.is_empty() && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if is_octal && mode <= 0o777 => Ok(mode),
+        _ => Err("expected permissions in octal, at most 0777, such as 0660".to_owned()),
+    }
+}
+
 /// `--page-response-timeout`: seconds, 0 for none.
 pub(super) fn timeout(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
@@ -120,6 +129,15 @@ mod tests {
         assert_eq!(reserved_region("fee00000:feefffff:1"), Ok(msi));
         for text in ["", "0:1", "1:0:0", "0:1:2", "0:1:0:0", "x:1:0", "0:1:"] {
             assert!(reserved_region(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn permissions_are_octal() {
+        assert_eq!(socket_mode("0660"), Ok(0o660));
+        assert_eq!(socket_mode("777"), Ok(0o777));
+        for text in ["", "0o660", "8", "1777", "+7", "rw"] {
+            assert!(socket_mode(text).is_err(), "{text:?}");
         }
     }
 

@@ -26,8 +26,8 @@ LOG_LINES = 200
 
 # The modules of tests that run on kernels of their own.
 KINDS = {"test_debug_kernel": "debug", "test_arm": "arm"}
-# Seconds a test takes on these kernels, if the class was never measured.
-GUESSES = {"debug": 12.0, "arm": 6.0, "lab": 3.0}
+# Processor seconds that a test takes on these kernels, if the class was never measured.
+GUESSES = {"debug": 14.0, "arm": 6.0, "lab": 3.0}
 NESTED_GUESS = 60.0
 
 
@@ -51,8 +51,7 @@ class TestClass:
 
 
 def weights() -> dict[str, float]:
-    """Seconds that classes took on a machine with two processors, with nothing beside them; without the suite's name of
-    none."""
+    """Processor seconds that classes took, by `suite::module.Class`."""
     return json.loads(WEIGHTS.read_text()) if WEIGHTS.exists() else {}
 
 

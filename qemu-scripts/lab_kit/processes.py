@@ -19,6 +19,10 @@ REST_SECONDS = 2.0
 
 STOPPED = "the run was ended"
 
+# Processor seconds of what has ended: of all, and of what each thread has run.
+_all_used = 0.0
+_used = threading.local()
+
 _live: set[subprocess.Popen[bytes]] = set()
 _lock = threading.Lock()
 _stopped = threading.Event()
@@ -63,12 +67,13 @@ def run(
                 line(text)
         except Late as why:
             late = str(why)
-            process.send_signal(signal.SIGUSR1)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGUSR1)
             with contextlib.suppress(Late):
                 # No result is among them: the signal may have woken up what was waited for in vain.
                 last_words += _lines(process, time.monotonic() + LAST_WORDS_SECONDS, LAST_WORDS_SECONDS)
     finally:
-        end(process)
+        _end(process)
         with _lock:
             _live.discard(process)
     if _stopped.is_set():
@@ -88,7 +93,7 @@ def _lines(
             raise Late(f"it took more than {deadline:.0f} s")
         if now - spoke > silence:
             raise Late(f"it said nothing for {silence:.0f} s")
-        if ended is None and process.poll() is not None:
+        if ended is None and _ended(process):
             ended = now
         if select.select([output], [], [], 0.2)[0]:
             chunk = os.read(output, 1 << 16)
@@ -101,18 +106,41 @@ def _lines(
             break
     if rest:
         yield rest.decode(errors="replace").rstrip("\r")
-    while process.poll() is None:
+    while not _ended(process):
         if time.monotonic() > until:
             raise Late(f"it took more than {deadline:.0f} s")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.2)
+        time.sleep(0.05)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def _ended(process: subprocess.Popen[bytes], options: int = os.WNOHANG) -> bool:
+    """Whether a process has ended; then notes its exit status, and what it and its children have used."""
+    global _all_used
+    if process.returncode is None:
+        pid, status, usage = os.wait4(process.pid, options)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            seconds = usage.ru_utime + usage.ru_stime
+            _used.seconds = used() + seconds
+            with _lock:
+                _all_used += seconds
+    return process.returncode is not None
+
+
+def used() -> float:
+    """Processor seconds of all that this thread has run."""
+    return getattr(_used, "seconds", 0.0)
+
+
+def all_used() -> float:
+    """Processor seconds of all that was run."""
+    return _all_used
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends a process and what it has started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    _ended(process, 0)
     if process.stdout:
         process.stdout.close()
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the program does without a subcommand: it serves front-ends.
 //!
-//! Three steps, so that what fails at the start leaves nothing behind: [`Setup::new`] makes the host, the endpoints and
-//! the sockets; [`Setup::start`] starts the threads beside the front-end's; [`Running::serve`] serves front-ends until
+//! Three steps, so that what fails at the start leaves nothing behind: `Setup::new` makes the host, the endpoints and
+//! the sockets; `Setup::start` starts the threads beside the front-end's; `Running::serve` serves front-ends until
 //! the end.
 
 use std::env;

@@ -279,3 +279,194 @@ impl Ids {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::spec::Pasid;
+
+    #[derive(Clone, Copy, Debug)]
+    enum Op {
+        Hold(u32, Option<u32>),
+        Deliver(u32),
+        Refuse(u32),
+        Answer(usize),
+        Withdraw(u32, Option<u32>),
+        Remove(u32),
+        Later(u64),
+        Stop,
+        Restart,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let endpoint = 0..3u32;
+        let pasid = prop::option::of(0..2u32);
+        prop_oneof![
+            6 => (endpoint.clone(), pasid.clone()).prop_map(|(e, p)| Op::Hold(e, p)),
+            4 => endpoint.clone().prop_map(Op::Deliver),
+            1 => endpoint.clone().prop_map(Op::Refuse),
+            2 => (0..8usize).prop_map(Op::Answer),
+            1 => (endpoint.clone(), pasid).prop_map(|(e, p)| Op::Withdraw(e, p)),
+            1 => endpoint.prop_map(Op::Remove),
+            3 => (0..6u64).prop_map(Op::Later),
+            1 => Just(Op::Stop),
+            1 => Just(Op::Restart),
+        ]
+    }
+
+    /// A group as the model has it.
+    struct Known {
+        cookie: Cookie,
+        requester: Requester,
+        /// Seconds that it still has.
+        left: u64,
+        id: Option<GroupId>,
+    }
+
+    const TIMEOUT: u64 = 10;
+
+    fn requester(endpoint: u32, pasid: Option<u32>) -> Requester {
+        Requester {
+            endpoint: EndpointId(endpoint),
+            pasid: pasid.map(Pasid),
+        }
+    }
+
+    fn run(ops: &[Op]) {
+        let mut groups = Groups::new(Some(Duration::from_secs(TIMEOUT)));
+        // A flat list in the order of arrival.
+        let mut model: Vec<Known> = Vec::new();
+        let mut now = Instant::now();
+        let mut stopped = false;
+        for (number, op) in ops.iter().enumerate() {
+            let first_held = |model: &[Known], endpoint| {
+                let held = |known: &Known| {
+                    known.requester.endpoint == EndpointId(endpoint) && known.id.is_none()
+                };
+                model.iter().position(held)
+            };
+            match *op {
+                Op::Hold(endpoint, pasid) => {
+                    let cookie = Cookie(number as u64);
+                    let requester = requester(endpoint, pasid);
+                    let pages = Vec::new();
+                    groups.hold(
+                        PageRequestGroup {
+                            requester,
+                            cookie,
+                            pages,
+                        },
+                        now,
+                    );
+                    model.push(Known {
+                        cookie,
+                        requester,
+                        left: TIMEOUT,
+                        id: None,
+                    });
+                }
+                Op::Deliver(endpoint) => {
+                    let expected = first_held(&model, endpoint);
+                    let found = groups.deliver_first(EndpointId(endpoint));
+                    assert_eq!(
+                        found.as_ref().map(|(_, group)| group.cookie),
+                        expected.map(|index| model[index].cookie)
+                    );
+                    if let (Some((id, _)), Some(index)) = (found, expected) {
+                        let taken = model.iter().any(|known| {
+                            known.requester.endpoint == EndpointId(endpoint) && known.id == Some(id)
+                        });
+                        assert!(!taken, "an id twice");
+                        model[index].id = Some(id);
+                    }
+                }
+                Op::Refuse(endpoint) => {
+                    let expected = first_held(&model, endpoint).map(|index| model.remove(index));
+                    let found = groups.take_first(EndpointId(endpoint));
+                    assert_eq!(
+                        found.map(|group| group.cookie),
+                        expected.map(|known| known.cookie)
+                    );
+                }
+                Op::Answer(nth) => {
+                    let mut outstanding = model.iter().enumerate();
+                    let Some((index, known)) = outstanding
+                        .by_ref()
+                        .filter(|(_, k)| k.id.is_some())
+                        .nth(nth)
+                    else {
+                        continue;
+                    };
+                    let (endpoint, id) = (known.requester.endpoint, known.id.unwrap());
+                    let found = groups.outstanding(endpoint, id).map(|group| group.cookie);
+                    assert_eq!(found, Some(known.cookie));
+                    groups.take_outstanding(endpoint, id);
+                    assert!(groups.outstanding(endpoint, id).is_none());
+                    model.remove(index);
+                }
+                Op::Withdraw(endpoint, pasid) => {
+                    let requester = requester(endpoint, pasid);
+                    let of: Vec<_> = model
+                        .extract_if(.., |known| known.requester == requester)
+                        .map(|known| known.cookie)
+                        .collect();
+                    assert_eq!(groups.cookies_of(requester), of);
+                    assert_eq!(groups.forget_requester(requester), of.len() as u64);
+                }
+                Op::Remove(endpoint) => {
+                    let endpoint = EndpointId(endpoint);
+                    let of = model.extract_if(.., |known| known.requester.endpoint == endpoint);
+                    assert_eq!(groups.forget_endpoint(endpoint), of.count() as u64);
+                }
+                Op::Later(seconds) => {
+                    now += Duration::from_secs(seconds);
+                    if !stopped {
+                        for known in &mut model {
+                            known.left = known.left.saturating_sub(seconds);
+                        }
+                    }
+                }
+                Op::Stop => {
+                    groups.stop_time(now);
+                    stopped = true;
+                }
+                Op::Restart => {
+                    groups.restart_time(now);
+                    stopped = false;
+                }
+            }
+            let mut expired = Vec::new();
+            while let Some(group) = groups.take_expired(now) {
+                expired.push(group.cookie);
+            }
+            let due: Vec<_> = model
+                .extract_if(.., |known| !stopped && known.left == 0)
+                .map(|known| known.cookie)
+                .collect();
+            assert_eq!(expired, due);
+            let next = model.first().filter(|_| !stopped);
+            let next = next.map(|known| now + Duration::from_secs(known.left));
+            assert_eq!(groups.next_deadline(), next);
+            assert_eq!(groups.len(), model.len());
+            // Each is in the list of all, in that of its requester, and among the held or the outstanding.
+            assert_eq!(groups.entries_kept(), 3 * model.len());
+            let held = model.iter().any(|known| known.id.is_none());
+            assert_eq!(groups.holds_any(), held);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: if cfg!(miri) { 4 } else { 500 },
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn every_list_agrees_with_a_flat_one(ops in prop::collection::vec(op(), 0..80)) {
+            run(&ops);
+        }
+    }
+}

@@ -17,12 +17,12 @@ use crate::harness::{
 };
 
 const VERSION: u16 = 1;
-const REGION_READ: u16 = 9;
+pub const REGION_READ: u16 = 9;
 const REGION_WRITE: u16 = 10;
-const DEVICE_RESET: u16 = 13;
+pub const DEVICE_RESET: u16 = 13;
 
 /// A message: header and payload. `size` is what the header says.
-fn message(command: u16, size: usize, payload: &[u8]) -> Vec<u8> {
+pub fn message(command: u16, size: usize, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![7, 0];
     bytes.extend(command.to_ne_bytes());
     bytes.extend((size as u32).to_ne_bytes());
@@ -32,7 +32,7 @@ fn message(command: u16, size: usize, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Offset, region, count.
-fn region(offset: u64, region: u32, count: u32) -> Vec<u8> {
+pub fn region(offset: u64, region: u32, count: u32) -> Vec<u8> {
     let mut bytes = offset.to_ne_bytes().to_vec();
     bytes.extend(region.to_ne_bytes());
     bytes.extend(count.to_ne_bytes());
@@ -46,7 +46,7 @@ fn connect(fixture: &Fixture) -> UnixStream {
 }
 
 /// The error number of the answer.
-fn answer(stream: &mut UnixStream) -> i32 {
+pub fn answer(stream: &mut UnixStream) -> i32 {
     let mut header = [0; 16];
     stream.read_exact(&mut header).expect("an answer");
     i32::from_ne_bytes(header[12..16].try_into().expect("four bytes"))

@@ -9,3 +9,4 @@ mod connection;
 mod dma;
 mod harness;
 mod interrupts;
+mod program;

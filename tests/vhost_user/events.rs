@@ -356,3 +356,36 @@ fn a_thousand_groups_are_answered_in_another_order() {
         assert_eq!(block_on(answer), PageResponseCode::Success);
     }
 }
+
+/// Accesses are refused faster than the fault worker and the guest take their reports.
+#[test]
+fn every_refused_access_of_a_burst_is_delivered_or_counted_as_dropped() {
+    const EACH: u64 = 3000;
+    let server = server();
+    let mut guest = connect(&server);
+    guest.post_events(64, 32, false);
+    // A driver that is there.
+    assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+    let bursts: Vec<_> = (0..2)
+        .map(|_| {
+            let host = Arc::clone(&server.host);
+            std::thread::spawn(move || {
+                for page in 0..EACH {
+                    assert!(read(&host, page << 12).is_err());
+                }
+            })
+        })
+        .collect();
+    for burst in bursts {
+        burst.join().expect("no panic");
+    }
+    let counters = server.device.counters();
+    let reports = [&counters.fault_reports, &counters.fault_reports_dropped];
+    // Those that wait for a buffer are neither yet: the guest takes all that are left.
+    wait_until("every report", || {
+        while guest.poll_event().is_some() {
+            guest.post_events(1, 32, true);
+        }
+        reports.iter().map(|counter| counter.get()).sum::<u64>() == 2 * EACH
+    });
+}

@@ -62,7 +62,7 @@ pub fn measure() {
             access: EventFlags::READ,
             length: 0,
         };
-        // Nobody waits for the response: the group stays outstanding until it is answered.
+        // The response is not waited for: the group stays outstanding until it is answered.
         let response = port.page_request(None, vec![page]);
         drop(response.expect("a page request"));
     };

@@ -168,7 +168,7 @@ impl Run {
             }
         });
         for cookie in cookies {
-            // One that was withdrawn since is nobody's any more.
+            // One that was withdrawn since is unknown.
             let _ = self.host.respond(cookie, answer);
         }
     }
@@ -278,7 +278,7 @@ mod tests {
         }
     }
 
-    /// Makes the seeds anew: `cargo test --lib make_the_seeds -- --ignored`.
+    /// Makes the seeds again: `cargo test --lib make_the_seeds -- --ignored`.
     #[test]
     #[ignore = "writes to fuzz/seeds"]
     fn make_the_seeds() {

@@ -66,13 +66,17 @@ pub enum ServeError {
 /// A function that is served on a socket, until it is dropped.
 pub struct SoftEndpoint {
     device: Arc<PciFunction>,
-    /// Dropped before its socket file is: nobody is accepted any more when the file goes.
+    /// Dropped before its socket file is: no front-end is accepted any more when the file goes.
     server: Server,
     _file: SocketFile,
 }
 
 impl SoftEndpoint {
     /// Serves a new function of the endpoint on a socket at `path`.
+    ///
+    /// # Errors
+    /// [`ServeError::Listen`] if there can be no socket at `path`, [`ServeError::Start`] if the kernel has no thread or
+    /// descriptor to give, or the host does not have the endpoint.
     pub fn start(id: EndpointId, host: &Arc<SoftHost>, path: &Path) -> Result<Self, ServeError> {
         let file = SocketFile::bind(path)?;
         let start = || {
@@ -108,7 +112,10 @@ impl SoftEndpoints {
         self.0.lock()
     }
 
-    /// Serves a function of the endpoint, which has none yet.
+    /// Serves a function of the endpoint, which has none yet, on a socket at `path`.
+    ///
+    /// # Errors
+    /// Those of [`SoftEndpoint::start`].
     pub fn add(&self, id: EndpointId, host: &Arc<SoftHost>, path: &Path) -> Result<(), ServeError> {
         let endpoint = SoftEndpoint::start(id, host, path)?;
         self.lock().insert(id, endpoint);

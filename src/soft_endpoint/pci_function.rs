@@ -25,12 +25,12 @@ pub struct NoSuchRegister {
     length: usize,
 }
 
-/// What an access is for.
+/// A region of the function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Region {
     /// Configuration space.
     Config,
-    /// A BAR.
+    /// A BAR, by its number.
     Bar(usize),
 }
 
@@ -52,7 +52,10 @@ pub struct PciFunction {
 }
 
 impl PciFunction {
-    /// A function of an endpoint, as after power-on. Fails when no thread can be started.
+    /// A function of an endpoint, as after power-on.
+    ///
+    /// # Errors
+    /// The kernel has no thread to give, or the host does not have the endpoint.
     pub fn new(endpoint: EndpointId, host: &Arc<SoftHost>) -> io::Result<Self> {
         let function = Arc::new(FunctionState::new(endpoint));
         let [test, memory, faults] = BARS;
@@ -84,7 +87,10 @@ impl PciFunction {
         }
     }
 
-    /// Reads registers. A BAR reads as ones while Memory Space Enable is off.
+    /// Reads registers from byte `offset` of a region on. A BAR reads as ones while Memory Space Enable is off.
+    ///
+    /// # Errors
+    /// [`NoSuchRegister`] if the region has no such bytes.
     pub fn read(&self, region: Region, offset: u64, data: &mut [u8]) -> Result<(), NoSuchRegister> {
         check(region, offset, data.len())?;
         match self.block(region) {
@@ -95,7 +101,10 @@ impl PciFunction {
         Ok(())
     }
 
-    /// Writes registers. A write to a BAR has no effect while Memory Space Enable is off.
+    /// Writes registers from byte `offset` of a region on. A write to a BAR has no effect while Memory Space Enable is off.
+    ///
+    /// # Errors
+    /// [`NoSuchRegister`] if the region has no such bytes.
     pub fn write(&self, region: Region, offset: u64, data: &[u8]) -> Result<(), NoSuchRegister> {
         check(region, offset, data.len())?;
         match self.block(region) {
@@ -124,7 +133,7 @@ impl PciFunction {
         self.resets.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The front-end is gone: as after power-on, and nobody to interrupt.
+    /// The front-end is gone: the function is as after power-on, and has no event descriptors.
     pub fn disconnect(&self) {
         self.reset();
         self.function.interrupts().disconnect();

@@ -2,8 +2,8 @@
 //! The Page Request Interface of a function: its registers, and what is outstanding (PCI Express Base, "Page Request
 //! Extended Capability").
 //!
-//! A group counts against Outstanding Page Request Allocation from when it is raised until its answer is there,
-//! whether somebody still waits for it or not.
+//! A group counts against Outstanding Page Request Allocation from when it is raised until its answer is there, also if the
+//! agent that raised it was reset.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -151,6 +151,9 @@ impl PageRequestInterface {
     }
 
     /// Whether a group may be raised.
+    ///
+    /// # Errors
+    /// [`Refusal::Disabled`].
     pub fn check(&self) -> Result<(), Refusal> {
         let inner = self.lock();
         match inner.enabled && !inner.response_failure {
@@ -160,7 +163,7 @@ impl PageRequestInterface {
     }
 
     /// Takes allocation for a group of `requests`. While others have it, the waker of `context` is woken when that
-    /// changes.
+    /// changes. Ready with [`Refusal`] if there will never be room, or no group may be raised.
     pub fn poll_allocation(
         self: &Arc<Self>,
         context: &Context<'_>,
@@ -238,7 +241,7 @@ impl Group {
 }
 
 impl Drop for Group {
-    /// Nobody waits any more. The group counts until its answer comes.
+    /// The agent waits no more. The group counts until its answer comes.
     fn drop(&mut self) {
         let Some(allocation) = self.allocation.take() else {
             return;
@@ -251,7 +254,7 @@ impl Drop for Group {
     }
 }
 
-/// Woken with the answer to a group that nobody waits for.
+/// Woken with the answer to a group that no agent waits for.
 struct Forgotten(Allocation);
 
 impl Wake for Forgotten {

@@ -25,7 +25,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const LISTENER: u64 = 0;
 const STOP: u64 = 1;
 
-/// Serves a device, on a thread of its own, until it is dropped.
+/// The thread that serves a function, until this is dropped.
 pub(super) struct Server {
     shared: Arc<Shared>,
     thread: Mutex<Option<Thread<()>>>,
@@ -40,7 +40,7 @@ struct Shared {
 enum Peer {
     None,
     Connected(UnixStream),
-    /// Nobody is served any more.
+    /// No front-end is served any more.
     Stopped,
 }
 
@@ -49,7 +49,7 @@ impl Shared {
         self.peer.lock()
     }
 
-    /// Makes the peer known to whoever stops us; not when that has happened.
+    /// Notes the connection, for [`Server::drop`] to end it. Says whether it is to be served: not if the server ends.
     fn connect(&self, stream: &UnixStream) -> io::Result<bool> {
         let stream = stream.try_clone()?;
         let mut peer = self.peer();

@@ -37,7 +37,7 @@ struct Shared {
 
 struct State {
     registers: Registers,
-    /// The MSI-X table. The front-end has one of its own that counts; this is for those who look.
+    /// The MSI-X table, which reads as it was written. The front-end keeps the one that has an effect.
     table: Box<[u8; TABLE_LENGTH]>,
     /// The doorbell was rung with this.
     rung: Option<u32>,

@@ -55,7 +55,7 @@ impl<'a> Mover<'a> {
         (result.0.map(|()| checksum(hasher)), result.1)
     }
 
-    /// Writes bytes that nobody can guess by accident: their checksum.
+    /// Writes bytes from a generator, so that a wrong checksum is no coincidence: the checksum of the bytes.
     pub(super) fn write(&mut self, to: u64, size: u64) -> (Result<u32, Failure>, u64) {
         let mut hasher = Hasher::new();
         let result = self.each_piece(size, |mover, offset, buffer| {

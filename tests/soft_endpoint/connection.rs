@@ -88,7 +88,7 @@ fn descriptors_of_a_front_end_that_is_gone_are_closed() {
     wait_until("the descriptor is closed", || holders(&event) == 1);
 }
 
-/// What is not an eventfd could block whoever writes to it.
+/// A write to another kind of descriptor could block.
 #[test]
 fn only_eventfds_are_taken_for_interrupts_and_others_are_closed() {
     let fixture = Fixture::new();

@@ -227,7 +227,7 @@ fn registers_answer_while_a_transfer_waits_for_the_guest_and_a_reset_ends_it() {
     fixture.group();
     assert_eq!(driver.read32(0, reg::STATUS), 0, "not done");
     assert_eq!(driver.read32(0, reg::SIZE), 4);
-    // Nobody ever answers; the reset must not wait for that.
+    // No answer ever comes; the reset must not wait for one.
     driver.0.reset().expect("reset");
     fixture.map(0x1000, 0x1000, 0x5000, RW);
     driver.write_config(COMMAND, 6);

@@ -28,7 +28,7 @@ const MAX_TAKEN: usize = 256;
 
 /// Events for the device, and every outstanding group by its cookie.
 ///
-/// Taken last: nothing else is locked while this is, and nobody is called.
+/// Its lock is taken last: no other is taken while it is held, and nothing is called.
 pub(super) struct EventSource {
     inner: Mutex<Inner>,
     /// Readable exactly while `inner` has something to take; changed under the lock.

@@ -569,7 +569,7 @@ fn answered_and_withdrawn_groups_leave_no_trace() {
     for round in 0..900 {
         let responses = [(); 3].map(|()| f.raise(A, vec![page]));
         match round % 3 {
-            // Nobody takes them.
+            // The device does not take them.
             0 => f.host.remove_endpoint(A.endpoint),
             1 => f.host.attach(A, Attachment::Blocked).expect("detach"),
             _ => {
@@ -733,7 +733,7 @@ fn taking_away_waits_for_accesses_in_flight() {
                 done.send(name)
             });
         }
-        // Nobody can be through, however long one looks.
+        // None can be through, however long one looks.
         assert!(finished.try_recv().is_err());
         thread::yield_now();
         assert!(finished.try_recv().is_err());

@@ -259,6 +259,9 @@ pub struct Job {
 
 impl Job {
     /// Takes a descriptor apart.
+    ///
+    /// # Errors
+    /// [`Outcome::BadDescriptor`].
     pub fn parse(descriptor: &Descriptor) -> Result<Self, Outcome> {
         let bad = Outcome::BadDescriptor;
         let operation = Operation::from_wire(descriptor.operation).ok_or(bad)?;

@@ -8,7 +8,7 @@
 //!                          └── Progress                    └── PageRequestInterface (of the function)
 //! ```
 //!
-//! Each engine has a thread, a port and counters of its own: two of them share nothing while their accesses hit.
+//! Each engine has its own thread, port and counters: two engines share nothing while their accesses hit.
 //!
 //! * [`registers`], [`descriptor`]: what the driver sees.
 //! * `state`: an engine. `work`: from the doorbell to the interrupt.

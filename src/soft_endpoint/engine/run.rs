@@ -215,7 +215,7 @@ impl Runner<'_> {
             let mut at = iova.0;
             loop {
                 let access = self.check_enabled(access)?;
-                // A translation that there is none of is no fault: nobody is told.
+                // A missing translation is no fault: the IOMMU's driver is not told.
                 if let Err(denied) = self.engine.port.translate(access, Iova(at)) {
                     return Err(self.fail(Iova(at), denied.into()));
                 }

@@ -96,7 +96,7 @@ fn an_untranslated_access_leaves_the_endpoints_cache_alone() {
     assert!(port.cached().is_empty());
     f.take_from_table(0x1000, 0x1fff);
     assert_eq!(peek(&port, READ, 0x1000), Err(Denied::Translation));
-    // The IOMMU's own cache has it, as nobody has invalidated it.
+    // The IOMMU's own cache has it: it was not invalidated.
     assert_eq!(peek(&port, untranslated(READ), 0x1000), Ok(5));
     port.flush();
     let gone = peek(&port, untranslated(READ), 0x1000);

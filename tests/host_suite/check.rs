@@ -46,6 +46,7 @@ fn a_machine_that_can_serve_is_ready() {
         // The lab boots without, and accepts that.
         (0, "interrupt remapping", "limited"),
         (0, "locked memory", "yes"),
+        (0, "memory that a guest gives back", "limited"),
         (1, "access", "yes"),
         (1, "IOMMU group", "yes"),
         (1, "IOMMU", "yes"),

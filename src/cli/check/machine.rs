@@ -22,9 +22,10 @@ const NEEDED: (u32, u32) = (6, 6);
 
 pub(super) fn section(tree: &Tree, host: &Result<IommufdHost, SetupError>) -> Section {
     let findings = [
-        vec![kernel(tree), iommufd(host)],
+        vec![kernel(tree), iommufd(tree, host)],
         vec![character_devices(tree), iommus(tree), interrupts(tree)],
-        vec![locked_memory(), memory_cgroup(tree), page_requests(tree)],
+        vec![locked_memory(), memory_cgroup(tree), memory_given_back()],
+        vec![page_requests(tree)],
     ];
     Section {
         subject: "this machine".to_owned(),
@@ -76,10 +77,13 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-fn iommufd(host: &Result<IommufdHost, SetupError>) -> Finding {
+fn iommufd(tree: &Tree, host: &Result<IommufdHost, SetupError>) -> Finding {
     const CHECK: &str = "iommufd";
     let host = match host {
         Ok(host) => host,
+        Err(_) if is_built_without(tree, "IOMMUFD") => {
+            return Finding::missing(CHECK, "this kernel is built without", OTHER_KERNEL);
+        }
         Err(error) => return super::refused(CHECK, error),
     };
     let support = host.kernel_support();
@@ -103,9 +107,26 @@ fn iommufd(host: &Result<IommufdHost, SetupError>) -> Finding {
     }
 }
 
+/// What to do about a kernel that lacks an option.
+const OTHER_KERNEL: &str = "boot a kernel with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV: Debian's have neither, \
+                            docs/hardware.md tells which options are needed";
+
+/// Whether the configuration of the running kernel, which distributions install beside it, says so.
+fn is_built_without(tree: &Tree, option: &str) -> bool {
+    let release = tree.text("proc/sys/kernel/osrelease").unwrap_or_default();
+    let configuration = tree.text(format!("boot/config-{release}"));
+    let line = format!("# CONFIG_{option} is not set");
+    configuration.is_some_and(|text| text.lines().any(|other| other == line))
+}
+
 fn character_devices(tree: &Tree) -> Finding {
     const CHECK: &str = "VFIO character devices";
     let names = tree.names("sys/class/vfio-dev");
+    // An option that depends on one that is not set is not in the configuration at all.
+    let without = ["VFIO_DEVICE_CDEV", "IOMMUFD"];
+    if without.iter().any(|option| is_built_without(tree, option)) {
+        return Finding::missing(CHECK, "this kernel is built without", OTHER_KERNEL);
+    }
     if !tree.exists("sys/class/vfio-dev") {
         return Finding::missing(
             CHECK,
@@ -216,7 +237,18 @@ fn memory_cgroup(tree: &Tree) -> Finding {
     }
 }
 
-/// Which functions could raise page requests: for who looks for one.
+/// A limit that nothing on the machine shows. The kernel pins what a device can reach; QEMU's own VFIO device tells QEMU
+/// to give none of it back, which this process cannot tell it.
+fn memory_given_back() -> Finding {
+    Finding::limited(
+        "memory that a guest gives back",
+        "a device goes on with the old page, and what it writes there is lost",
+        "give a guest with such devices no virtio-mem and no balloon, free page reporting (free-page-reporting=on) \
+         included",
+    )
+}
+
+/// Which functions could raise page requests: for operators who look for one.
 fn page_requests(tree: &Tree) -> Finding {
     const CHECK: &str = "devices with page requests";
     let mut able = Vec::new();
@@ -290,6 +322,35 @@ mod tests {
             character_devices(&test.tree).found,
             "/dev/vfio/devices/vfio0 is 0000:00:05.0"
         );
+    }
+
+    /// As Debian has it.
+    #[test]
+    fn a_kernel_built_without_iommufd_is_told_from_a_module_that_is_not_loaded() {
+        let absent = || Err(iommufd::open_iommufd(Path::new("/nonexistent")).unwrap_err());
+        let test = with("proc/sys/kernel/osrelease", "7.3.4-amd64");
+        let of_tree = |test: &TestTree| iommufd(&test.tree, &absent());
+        assert!(of_tree(&test).advice.unwrap().contains("modprobe iommufd"));
+        let config = "boot/config-7.3.4-amd64";
+        test.file(config, b"CONFIG_IOMMUFD=m\nCONFIG_VFIO_DEVICE_CDEV=y\n");
+        assert!(of_tree(&test).advice.unwrap().contains("modprobe iommufd"));
+        assert_eq!(character_devices(&test.tree).found, "the kernel has none");
+        test.file(config, b"CONFIG_VFIO=m\n# CONFIG_IOMMUFD is not set\n");
+        for finding in [of_tree(&test), character_devices(&test.tree)] {
+            assert_eq!(finding.verdict, Verdict::Missing);
+            assert_eq!(finding.found, "this kernel is built without");
+            assert!(finding.advice.unwrap().contains("CONFIG_IOMMUFD"));
+        }
+    }
+
+    #[test]
+    fn memory_that_is_given_back_is_a_limit_on_every_machine() {
+        let finding = memory_given_back();
+        assert_eq!(finding.verdict, Verdict::Limited);
+        let advice = finding.advice.unwrap();
+        for device in ["virtio-mem", "balloon", "free page reporting"] {
+            assert!(advice.contains(device), "{advice}");
+        }
     }
 
     #[test]

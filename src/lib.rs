@@ -22,7 +22,7 @@
 //! * [`notation`]: how numbers, bytes and PCI addresses are written. `fuzzing`: what fuzz targets run.
 //!
 //! `docs/architecture.md` has the locks, and the reasons. `unsafe` code is confined to the modules that talk to the
-//! kernel: `host/iommufd/`, `os/inherited`, `os/relay`.
+//! kernel: `host/iommufd/`, `os/inherited`.
 #![deny(unsafe_code)]
 #![cfg_attr(
     test,

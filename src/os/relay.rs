@@ -1,48 +1,62 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Between a connection and a library that wants a listener: carries messages and descriptors from one to the other.
-#![expect(
-    unsafe_code,
-    reason = "the only safe call receives one descriptor; a memory table comes with up to 32"
-)]
 
-use std::fs::DirBuilder;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use rustix::cmsg_space;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    bind, connect, getsockname, listen as start_listening, recvmsg, sendmsg, socket_with,
+};
 
-/// More than any message has: of vhost-user 32 (MAX_ATTACHED_FD_ENTRIES of crate vhost), of vfio-user 16.
+/// More than any message has: of vhost-user 32, of vfio-user 16.
 const MAX_DESCRIPTORS: usize = 64;
 
-/// A listener for a library, and our end of the one connection that waits there. Its directory is one that nobody
-/// else can enter, and is gone before anything is said.
-pub(crate) fn listen() -> io::Result<(UnixListener, UnixStream)> {
-    let directory = private_directory()?;
-    let path = directory.join("socket");
-    let listener = UnixListener::bind(&path);
-    let connected = UnixStream::connect(&path);
-    // What fails here leaves an empty directory behind, and nobody to tell.
-    let _ = std::fs::remove_file(&path);
-    let _ = std::fs::remove_dir(&directory);
-    Ok((listener?, connected?))
-}
+/// How often a listener is made before giving up.
+const ATTEMPTS: usize = 16;
 
-fn private_directory() -> io::Result<PathBuf> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    loop {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("vhost-device-iommu-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            result => return result.map(|()| path),
+/// A listener for a library, and our end of the one connection that waits there.
+///
+/// The kernel chooses its name, which is in no file system. Another process could find the name and connect first, but
+/// there is room for one connection: then ours is not accepted, and another listener is made.
+///
+/// # Errors
+/// A descriptor cannot be made, or other processes connect to each listener.
+pub(crate) fn listen() -> io::Result<(UnixListener, UnixStream)> {
+    for _ in 0..ATTEMPTS {
+        let listener = unix_socket(SocketFlags::CLOEXEC)?;
+        bind(&listener, &SocketAddrUnix::new_unnamed())?;
+        // unix(7), Linux: one connection more waits than the number says.
+        start_listening(&listener, 0)?;
+        let ours = unix_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+        match connect(&ours, &getsockname(&listener)?) {
+            Ok(()) => {
+                let ours = UnixStream::from(ours);
+                ours.set_nonblocking(false)?;
+                return Ok((listener.into(), ours));
+            }
+            Err(Errno::AGAIN) => {}
+            Err(error) => return Err(error.into()),
         }
     }
+    Err(io::Error::other(
+        "another process connects to every socket that this process makes for itself",
+    ))
+}
+
+fn unix_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
+    Ok(socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
 }
 
 /// Starts a thread that carries.
@@ -84,34 +98,127 @@ pub(crate) fn receive(
     Ok(descriptors)
 }
 
+/// Waits for a message, and looks at how many descriptors come with it. The message stays to be received.
+///
+/// For libraries above vmm-sys-util: if there is no room for descriptors, its receiving (0.15) reports ENOBUFS although the
+/// bytes are gone, and crate vhost (0.18) takes that as a reason to wait for them.
+///
+/// # Errors
+/// There is no room for the descriptors, or the connection is broken.
+pub(crate) fn peek(from: &UnixStream) -> io::Result<()> {
+    receive_with(from, &mut [0], RecvFlags::PEEK).map(drop)
+}
+
 /// Receives some bytes into the part, and what descriptors come with them.
 fn receive_part(from: &UnixStream, part: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut descriptors: [RawFd; MAX_DESCRIPTORS] = [-1; MAX_DESCRIPTORS];
-    let mut parts = [libc::iovec {
-        iov_base: part.as_mut_ptr().cast(),
-        iov_len: part.len(),
-    }];
-    // SAFETY: the one part is the buffer, which is ours alone for the time of the call.
-    let received = unsafe { from.recv_with_fds(&mut parts, &mut descriptors) };
-    let (length, count) = match received {
-        Err(error) if error.errno() == libc::EINTR => return receive_part(from, part),
-        other => other.map_err(|error| io::Error::from_raw_os_error(error.errno()))?,
-    };
-    let descriptors = descriptors
-        .iter()
-        .take(count)
-        // SAFETY: the call has just made this descriptor, and nobody else knows it.
-        .map(|&descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) })
-        .collect();
-    Ok((length, descriptors))
+    receive_with(from, part, RecvFlags::empty())
+}
+
+fn receive_with(
+    from: &UnixStream,
+    part: &mut [u8],
+    flags: RecvFlags,
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::io::retry_on_intr(|| {
+        recvmsg(
+            from,
+            &mut [IoSliceMut::new(part)],
+            &mut control,
+            flags | RecvFlags::CMSG_CLOEXEC,
+        )
+    })?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(more) = message {
+            descriptors.extend(more);
+        }
+    }
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::Error::other(format!(
+            "a message has more than {MAX_DESCRIPTORS} descriptors, or this process has no room for them \
+             (RLIMIT_NOFILE)"
+        )));
+    }
+    Ok((received.bytes, descriptors))
 }
 
 /// Sends a message with its descriptors.
 pub(crate) fn send(to: &UnixStream, bytes: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
-    let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    let sent = to
-        .send_with_fds(&[bytes], &raw)
-        .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !borrowed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+        return Err(io::Error::other("a message has too many descriptors"));
+    }
+    let sent = rustix::io::retry_on_intr(|| {
+        sendmsg(
+            to,
+            &[IoSlice::new(bytes)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )
+    })?;
     let mut to = to;
     to.write_all(bytes.get(sent..).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "no sockets")]
+    fn a_listener_has_our_connection_and_room_for_no_other() {
+        let (listener, mut ours) = listen().expect("a listener");
+        let name = getsockname(&listener).expect("a name");
+        let other = unix_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).expect("a socket");
+        assert_eq!(connect(&other, &name), Err(Errno::AGAIN));
+        let (mut theirs, _) = listener.accept().expect("a connection");
+        ours.write_all(b"x").expect("a byte");
+        let mut byte = [0];
+        theirs.read_exact(&mut byte).expect("a byte");
+        assert_eq!(byte, *b"x");
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "no sockets")]
+    fn messages_are_carried_with_their_descriptors() {
+        let (one, other) = UnixStream::pair().expect("sockets");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        send(&one, b"abcdef", &[reader.into(), writer.into()]).expect("sent");
+        let mut message = Vec::new();
+        let descriptors = receive(&other, &mut message, 2, |_| Ok(4)).expect("received");
+        assert_eq!((message.as_slice(), descriptors.len()), (&b"abcdef"[..], 2));
+        // What is looked at stays.
+        send(&one, b"ab", &[]).expect("sent");
+        peek(&other).expect("a message");
+        receive(&other, &mut message, 2, |_| Ok(0)).expect("received");
+        assert_eq!(message, b"ab");
+        drop(one);
+        peek(&other).expect("the end");
+        let descriptors = receive(&other, &mut message, 2, |_| Ok(4)).expect("the end");
+        assert!(message.is_empty() && descriptors.is_empty());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "no sockets")]
+    fn more_descriptors_than_there_is_room_for_are_an_error() {
+        let (one, other) = UnixStream::pair().expect("sockets");
+        let file = std::fs::File::open("/dev/null").expect("a file");
+        let many: Vec<_> = (0..2 * MAX_DESCRIPTORS).map(|_| file.as_fd()).collect();
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2 * MAX_DESCRIPTORS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
+        sendmsg(
+            &one,
+            &[IoSlice::new(b"abcdef")],
+            &mut control,
+            SendFlags::empty(),
+        )
+        .expect("sent");
+        peek(&other).expect_err("too many");
+        receive(&other, &mut Vec::new(), 2, |_| Ok(4)).expect_err("too many");
+    }
 }

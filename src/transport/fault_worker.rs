@@ -103,22 +103,26 @@ impl FaultWorker {
         self.shared.wake();
     }
 
-    /// The connection ends: waits until the worker has let go of its event queue.
-    pub fn forget_vring(&self) {
-        let Some(vring) = self.shared.vring.lock().take() else {
-            return;
-        };
-        vring.close();
-        while !vring.is_free_soon() {
-            self.interrupt();
+    /// The connection ends: the worker leaves its event queue alone, and is interrupted in what it waits for.
+    pub fn leave_vring(&self) {
+        if let Some(vring) = &*self.shared.vring.lock() {
+            vring.close();
         }
-    }
-
-    /// Interrupts what the worker waits for.
-    pub fn interrupt(&self) {
         if let Some(thread) = &self.thread {
             thread.interrupt();
         }
+    }
+
+    /// The connection ends: waits until the worker has let go of its event queue.
+    pub fn forget_vring(&self) {
+        let vring = self.shared.vring.lock().clone();
+        if let Some(vring) = vring {
+            vring.close();
+            while !vring.is_free_soon() {
+                self.leave_vring();
+            }
+        }
+        *self.shared.vring.lock() = None;
     }
 }
 

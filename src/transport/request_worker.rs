@@ -100,8 +100,9 @@ impl RequestWorker {
         &self.shared
     }
 
-    /// Interrupts what the worker waits for.
-    pub fn interrupt(&self) {
+    /// The connection ends: the worker leaves the queue alone, and is interrupted in what it waits for.
+    pub fn leave_vring(&self) {
+        self.shared.vring.close();
         if let Some(thread) = &self.thread {
             thread.interrupt();
         }

@@ -3,7 +3,6 @@
 //!
 //! The thread here never waits for anything that a front-end can hold up. Threads that do are interrupted at the end.
 
-use std::any::Any;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
@@ -17,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::Device;
 use crate::os::poller::Poller;
+use crate::os::relay;
 use crate::os::thread::Thread;
 use crate::transport::backend::Backend;
 use crate::transport::driver_life::DriverLife;
@@ -95,11 +95,23 @@ impl Server {
         }
     }
 
-    /// Serves a front-end until it goes or `stop` is readable.
+    /// Serves a front-end until it goes or `stop` is readable. Then nothing is left of the connection.
     ///
     /// # Errors
     /// A descriptor or a thread cannot be made. The front-end is disconnected.
     pub fn connection(&self, stream: UnixStream, stop: &EventFd) -> io::Result<()> {
+        match self.serve(stream, stop)? {
+            End::Gone => log::info!("the front-end is gone"),
+            End::Stopped => log::info!("the front-end is disconnected"),
+            End::Refused(why) => log::warn!("the front-end is disconnected: {why}"),
+            End::Panicked => {
+                log::error!("the front-end is disconnected: its thread has panicked");
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&self, stream: UnixStream, stop: &EventFd) -> io::Result<End> {
         let line = Arc::new(stream.try_clone()?);
         let poller = waiter(stop)?;
         poller.add_hangup(line.as_raw_fd(), SOCKET)?;
@@ -138,19 +150,20 @@ impl Server {
         self.device.service_events(None, Instant::now());
         self.device.disconnect();
         self.driver_life.front_end_is_gone();
-        let result = ended.map(drop);
+        // With the backend guest memory goes, which no domain maps any more.
+        let end = ended.map(|(end, _backend)| end);
         self.faults.shared().wake();
-        result
+        end
     }
 
-    /// Waits for the end of a connection. Returns what is to go after the device's reset.
+    /// Waits for the end of a connection. Returns what is to go after the device's reset, too.
     fn follow(
         &self,
         poller: &Poller,
         line: &UnixStream,
         worker: &RequestWorker,
         messages: Thread<Messages>,
-    ) -> Option<Arc<Mutex<Backend>>> {
+    ) -> (End, Option<Arc<Mutex<Backend>>>) {
         let stopped = is_stopped(poller, None);
         if stopped {
             // It may have gone by itself.
@@ -158,14 +171,42 @@ impl Server {
         }
         // A message may wait for a queue, whose worker is in a call that the front-end holds up.
         while !messages.ends_soon() {
-            worker.shared().vring().close();
-            worker.interrupt();
-            self.faults.interrupt();
+            worker.leave_vring();
+            self.faults.leave_vring();
             messages.interrupt();
         }
-        let ended = messages.join();
-        log_end(&ended, stopped);
-        ended.ok().map(|(_, backend)| backend)
+        match messages.join() {
+            Ok((result, backend)) => (End::of(result, stopped), Some(backend)),
+            Err(_) => (End::Panicked, None),
+        }
+    }
+}
+
+/// How a connection ended.
+enum End {
+    /// The front-end closed it.
+    Gone,
+    /// The process ends.
+    Stopped,
+    /// A message was refused.
+    Refused(String),
+    /// The thread of messages panicked.
+    Panicked,
+}
+
+impl End {
+    fn of(result: Result<(), ProtocolError>, stopped: bool) -> Self {
+        match result {
+            _ if stopped => Self::Stopped,
+            Ok(())
+            | Err(
+                ProtocolError::Disconnected
+                | ProtocolError::PartialMessage
+                | ProtocolError::SocketBroken(_),
+            ) => Self::Gone,
+            Err(ProtocolError::ReqHandlerError(error)) => Self::Refused(error.to_string()),
+            Err(error) => Self::Refused(error.to_string()),
+        }
     }
 }
 
@@ -185,6 +226,7 @@ fn answer(
                  vhost-user-test-device-pci needs num_vqs=2"
             );
         }
+        relay::peek(line).map_err(ProtocolError::ReqHandlerError)?;
         messages.handle_request()?;
     }
 }
@@ -199,28 +241,6 @@ fn misses_event_queue(backend: &Mutex<Backend>) -> bool {
 fn is_readable(line: &UnixStream) -> bool {
     let mut descriptors = [PollFd::new(line, PollFlags::IN)];
     poll(&mut descriptors, Some(&QUEUE_PAUSE)) != Ok(0)
-}
-
-fn log_end(ended: &Result<Messages, Box<dyn Any + Send>>, stopped: bool) {
-    match ended {
-        Err(_) => {
-            log::error!("a thread of the connection has panicked: the front-end is disconnected")
-        }
-        Ok((
-            Ok(())
-            | Err(
-                ProtocolError::Disconnected
-                | ProtocolError::PartialMessage
-                | ProtocolError::SocketBroken(_),
-            ),
-            _,
-        )) => log::info!("the front-end is gone"),
-        Ok(_) if stopped => log::info!("the front-end is disconnected"),
-        Ok((Err(ProtocolError::ReqHandlerError(error)), _)) => {
-            log::warn!("the front-end is disconnected: {error}");
-        }
-        Ok((Err(error), _)) => log::warn!("the front-end is disconnected: {error}"),
-    }
 }
 
 /// Waits for `stop`, and for what is added.

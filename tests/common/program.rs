@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The program as a process.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Guest, GuestOptions};
+use super::{Guest, GuestOptions, PATIENCE};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_vhost-device-iommu");
 
-/// The program, with its sockets `vhost` and `control` in a directory.
+/// The program, with its sockets `vhost` and `control` in a directory. It needs no directory for temporary files.
 pub fn program_in(directory: &Path) -> Command {
     let mut command = Command::new(BINARY);
     command
+        .env("TMPDIR", "/nonexistent")
         .arg("--socket-path")
         .arg(directory.join("vhost"))
         .arg("--control")
@@ -24,12 +27,13 @@ pub fn program_in(directory: &Path) -> Command {
     command
 }
 
-/// Starts the program with a descriptor and these options.
+/// Starts the program with a descriptor and these options. It needs no directory for temporary files.
 pub fn program_on(fd: impl Into<OwnedFd>, options: &str) -> Child {
     // The shell gives its child the number: what std opens is not inherited.
     Command::new("sh")
         .arg("-c")
         .arg(format!("exec {BINARY} --fd 3 {options} 3<&0 </dev/null"))
+        .env("TMPDIR", "/nonexistent")
         .stdin(Stdio::from(fd.into()))
         .stderr(Stdio::piped())
         .spawn()
@@ -39,7 +43,8 @@ pub fn program_on(fd: impl Into<OwnedFd>, options: &str) -> Child {
 /// The program, running in a directory of its own.
 pub struct Program {
     child: Child,
-    log: BufReader<ChildStderr>,
+    /// Its lines, as they come.
+    log: Mutex<Receiver<String>>,
     directory: TempDir,
 }
 
@@ -55,17 +60,43 @@ impl Program {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
-        let mut log = BufReader::new(child.stderr.take().expect("its log"));
-        let mut line = String::new();
-        while !line.contains("listening on") {
-            line.clear();
-            assert_ne!(log.read_line(&mut line).expect("a line"), 0, "it ended");
-        }
-        Self {
+        let lines = BufReader::new(child.stderr.take().expect("its log")).lines();
+        let (sender, log) = channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                // The test may be over.
+                let _ = sender.send(line);
+            }
+        });
+        let program = Self {
             child,
-            log,
+            log: Mutex::new(log),
             directory,
+        };
+        program.wait_for_line(&["listening on"]);
+        program
+    }
+
+    /// Waits until it logs a line with one of these texts, and returns the line.
+    pub fn wait_for_line(&self, texts: &[&str]) -> String {
+        let log = self.log.lock().expect("no panic");
+        let mut others = Vec::new();
+        loop {
+            let line = log.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|error| {
+                panic!("no line with {texts:?}: {error}: {others:#?}");
+            });
+            if texts.iter().any(|text| line.contains(text)) {
+                return line;
+            }
+            others.push(line);
         }
+    }
+
+    /// Forgets what it has logged so far.
+    pub fn forget_lines(&self) {
+        let log = self.log.lock().expect("no panic");
+        log.try_iter().for_each(drop);
     }
 
     pub fn id(&self) -> u32 {
@@ -106,9 +137,10 @@ impl Program {
         let pid = self.child.id().to_string();
         let kill = Command::new("kill").args([signal, &pid]).status();
         assert!(kill.expect("kill").success());
-        let mut log = String::new();
-        self.log.read_to_string(&mut log).expect("the log");
-        (self.child.wait().expect("its end").code(), log)
+        let code = self.child.wait().expect("its end").code();
+        // To the end of the file.
+        let lines: Vec<_> = self.log.get_mut().expect("no panic").iter().collect();
+        (code, lines.join("\n"))
     }
 }
 

@@ -12,6 +12,8 @@ mod connections;
 mod descriptors;
 mod events;
 mod lifecycle;
+mod misuse;
+mod program;
 mod requests;
 mod rings;
 

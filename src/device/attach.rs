@@ -102,11 +102,10 @@ impl Device {
         id: EndpointId,
         pasid: Option<Pasid>,
     ) -> Result<(), Status> {
-        let (configured, connected) = (state.bypass, state.connected);
+        let (bypass, connected) = (state.bypass, state.connected);
         let Some(endpoint) = state.endpoints.get_mut(&id) else {
             return Err(Status::NoEnt);
         };
-        let bypass = configured && endpoint.may_bypass(connected);
         let Some(old) = endpoint.membership(pasid) else {
             return Ok(());
         };
@@ -122,8 +121,9 @@ impl Device {
                 state.pasids -= 1;
             }
             None => {
+                let wanted = endpoint.unattached(bypass, connected);
                 endpoint.residence.plain = self
-                    .to_unattached(requester, bypass, &mut state.bypass_owed)
+                    .to_unattached(requester, wanted, &mut state.move_owed)
                     .map_err(|error| self.count_host_error(&error))?;
             }
         }
@@ -131,15 +131,15 @@ impl Device {
         Ok(())
     }
 
-    /// Moves a requester to where unattached ones are. Where bypass cannot be had it is blocked, and `owed` says that
-    /// it is to be tried again.
+    /// Moves a requester to where it belongs unattached. If bypass cannot be had it is blocked, and `owed` says that it is
+    /// to be tried again.
     fn to_unattached(
         &self,
         requester: Requester,
-        bypass: bool,
+        wanted: Residence,
         owed: &mut bool,
     ) -> Result<Residence, HostError> {
-        if bypass {
+        if wanted == Residence::Bypass {
             match self.move_requester(requester, Attachment::Bypass) {
                 Ok(()) => return Ok(Residence::Bypass),
                 Err(error) => {
@@ -158,16 +158,11 @@ impl Device {
 
     /// Puts an endpoint that is not attached where the config space says (B25).
     pub(super) fn place_unattached(&self, state: &mut State, id: EndpointId) {
-        let (configured, connected) = (state.bypass, state.connected);
+        let (bypass, connected) = (state.bypass, state.connected);
         let Some(endpoint) = state.endpoints.get_mut(&id) else {
             return;
         };
-        let bypass = configured && endpoint.may_bypass(connected);
-        let wanted = if bypass {
-            Residence::Bypass
-        } else {
-            Residence::Blocked
-        };
+        let wanted = endpoint.unattached(bypass, connected);
         let is = endpoint.residence.plain;
         if is.membership().is_some() || is == wanted {
             return;
@@ -176,9 +171,14 @@ impl Device {
             endpoint: id,
             pasid: None,
         };
-        match self.to_unattached(requester, bypass, &mut state.bypass_owed) {
+        match self.to_unattached(requester, wanted, &mut state.move_owed) {
             Ok(residence) => endpoint.residence.plain = residence,
-            Err(error) => log::error!("{requester}: the host cannot block it: {error}"),
+            Err(error) => {
+                self.count_host_error(&error);
+                if !std::mem::replace(&mut state.move_owed, true) {
+                    log::error!("{requester}: the host cannot block it yet: {error}");
+                }
+            }
         }
     }
 
@@ -193,16 +193,11 @@ impl Device {
         for id in ids(state) {
             self.place_unattached(state, id);
         }
-        let State {
-            endpoints,
-            bypass,
-            connected,
-            ..
-        } = state;
-        state.bypass_owed = *bypass
-            && endpoints.values().any(|endpoint| {
-                endpoint.residence.plain == Residence::Blocked && endpoint.may_bypass(*connected)
-            });
+        let (bypass, connected) = (state.bypass, state.connected);
+        state.move_owed = state.endpoints.values().any(|endpoint| {
+            let is = endpoint.residence.plain;
+            is.membership().is_none() && is != endpoint.unattached(bypass, connected)
+        });
     }
 
     /// I12: no attachment, no domain. C10: `bypass` stays.

@@ -57,7 +57,7 @@ pub struct Batch<'a> {
     joins_unmaps: bool,
     events_wanted: bool,
     /// Once a batch: a host without memory is not asked for each request.
-    bypass_tried: bool,
+    move_tried: bool,
     tally: Tally,
 }
 
@@ -78,7 +78,7 @@ impl<'a> Batch<'a> {
             state: device.state(),
             joins_unmaps: device.host.joins_unmaps(),
             events_wanted: false,
-            bypass_tried: false,
+            move_tried: false,
             tally: Tally::default(),
         }
     }
@@ -91,8 +91,8 @@ impl<'a> Batch<'a> {
         if !self.state.driver_ready {
             self.first_request();
         }
-        if self.state.bypass_owed && !self.bypass_tried {
-            self.bypass_tried = true;
+        if self.state.move_owed && !self.move_tried {
+            self.move_tried = true;
             self.device.place_all_unattached(&mut self.state);
         }
         let request = match parse(readable, readable_len, writable_len, self.state.features) {

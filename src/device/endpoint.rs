@@ -59,9 +59,14 @@ impl Endpoint {
         })
     }
 
-    /// Whether it may be in bypass: one whose device is the front-end's, only while there is a front-end.
-    pub fn may_bypass(&self, connected: bool) -> bool {
-        connected || self.properties.owner == Owner::Host
+    /// Where it belongs while it is attached to no domain (B25). One whose device is the front-end's is in bypass only while
+    /// a front-end is connected.
+    pub fn unattached(&self, bypass: bool, connected: bool) -> Residence {
+        if bypass && (connected || self.properties.owner == Owner::Host) {
+            Residence::Bypass
+        } else {
+            Residence::Blocked
+        }
     }
 
     pub fn membership(&self, pasid: Option<Pasid>) -> Option<Membership> {

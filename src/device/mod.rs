@@ -119,8 +119,9 @@ struct State {
     /// The driver has sent a request since the last reset.
     driver_ready: bool,
     connected: bool,
-    /// An endpoint is blocked as the host refused bypass: it is tried again at the next request, reset or connection.
-    bypass_owed: bool,
+    /// An endpoint that is attached to nothing is not where the config space says, as the host refused. It is tried again
+    /// at the next request, reset or connection.
+    move_owed: bool,
     /// An endpoint is still attached after a reset, as the host refused: it is tried again at the next one, and before
     /// the next driver's first request.
     detach_owed: bool,
@@ -170,7 +171,7 @@ impl Device {
             bypass: config.boot_bypass,
             driver_ready: false,
             connected: false,
-            bypass_owed: false,
+            move_owed: false,
             detach_owed: false,
             memory: Vec::new(),
             joined: JoinedUnmaps::default(),

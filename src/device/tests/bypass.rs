@@ -201,3 +201,18 @@ fn bypass_is_asked_for_once_a_batch_and_only_while_it_is_owed() {
         Attachment::Domain { .. }
     ));
 }
+
+#[test]
+fn an_endpoint_that_the_host_could_not_block_is_blocked_with_the_next_request__r23() {
+    let bench = Bench::new();
+    bench.host.fail(Some(Call::Block));
+    bench.device.write_config(36, &[0]);
+    assert_eq!(bench.host.attachment(requester(1)), Attachment::Bypass);
+    assert_eq!(bench.device.status().endpoints[0].state, "bypass");
+    bench.batch(&[(probe_bytes(1), 600)]);
+    assert_eq!(bench.host.attachment(requester(1)), Attachment::Bypass);
+    bench.host.fail(None);
+    bench.batch(&[(probe_bytes(1), 600)]);
+    assert_eq!(bench.host.attachment(requester(1)), Attachment::Blocked);
+    assert_eq!(bench.device.status().endpoints[0].state, "blocked");
+}

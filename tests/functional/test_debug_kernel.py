@@ -176,6 +176,12 @@ class PatchedDriverSuspendTest(DebugKernel, test_suspend.SuspendTest):
     kernel = staticmethod(lab.debug_patched_kernel)
 
 
+class PatchedDriverSuspendToMemoryTest(DebugKernel, test_suspend.SuspendToMemoryTest):
+    """`test_suspend` on the patched debug kernel, as far as S3."""
+
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+
 class FaultEnginePageRequestTest(DebugKernel, test_fault_engine.PageRequestTest):
     """`test_fault_engine` on the patched debug kernel."""
 

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The guest is suspended and resumed with the driver of guest/linux/. The kernel's test mode goes as far as the devices
-and back by itself: suspending them is what the driver has a part in."""
+"""The guest is suspended and resumed with the driver of guest/linux/."""
 
 from bases.paging import FIRST, IOVA, PAGE, SECOND, Call, PagingTest
-from lab_kit.vm.guest import Guest, pattern
+from lab_kit.vm.guest import pattern
+from lab_kit.vm.machine import Machine
 
 
-class SuspendTest(PagingTest):
-    """Attachments, mappings and groups across a suspend."""
+class SuspendCases(PagingTest):
+    """The cases; the classes below say how far the machine sleeps."""
 
-    def suspend(self, guest: Guest) -> None:
-        guest.run("write /sys/power/pm_test devices")
-        guest.run("write /sys/power/state freeze")
+    def suspend(self, machine: Machine) -> None:
+        raise NotImplementedError
 
-    def test_attachments_and_mappings_are_there_again(self):
-        _, guest, control = self.start()
+    def attachments_and_mappings_are_there_again(self) -> None:
+        machine, guest, control = self.start()
         self.attach_vfio(guest, "plain", FIRST, "plain")
         guest.map("plain", IOVA, 4 * PAGE, "rw", 1)
         self.attach_table(guest, "two", SECOND)
@@ -22,7 +21,7 @@ class SuspendTest(PagingTest):
         before = control.status()
         resets = control.counters()["resets"]
         for _ in range(2):
-            self.suspend(guest)
+            self.suspend(machine)
         self.assertGreater(control.counters()["resets"], resets)
         self.assertEqual(control.status()["endpoints"], before["endpoints"])
         self.assertEqual(control.status()["domains"], before["domains"])
@@ -32,12 +31,12 @@ class SuspendTest(PagingTest):
         self.assert_refused("TranslationFault", control.dma_read, FIRST, IOVA, 16)
         self.assert_clean(control)
 
-    def test_groups_end_and_answers_to_them_are_dropped(self):
-        _, guest, control = self.start_attached()
+    def groups_end_and_answers_to_them_are_dropped(self) -> None:
+        machine, guest, control = self.start_attached()
         reader = self.connect()
         read = Call(lambda: reader.dma_read(FIRST, IOVA, 16))
         (late,) = self.faults(guest, "one")
-        self.suspend(guest)
+        self.suspend(machine)
         self.assert_refused("PageRequestFailed", read.result)
         guest.run(f"answer one {late['cookie']} success")
         counters = control.counters()
@@ -48,6 +47,34 @@ class SuspendTest(PagingTest):
         guest.run(f"answer one {fault['cookie']} success")
         self.assertEqual(read.result(), pattern(3, 16))
         self.assert_clean(control)
+
+
+class SuspendTest(SuspendCases):
+    """The kernel's test mode goes as far as the devices and back by itself: suspending them is what the driver has a part
+    in."""
+
+    def suspend(self, machine: Machine) -> None:
+        machine.guest.run("write /sys/power/pm_test devices")
+        machine.guest.run("write /sys/power/state freeze")
+
+    def test_attachments_and_mappings_are_there_again(self):
+        self.attachments_and_mappings_are_there_again()
+
+    def test_groups_end_and_answers_to_them_are_dropped(self):
+        self.groups_end_and_answers_to_them_are_dropped()
+
+
+class SuspendToMemoryTest(SuspendCases):
+    """ACPI's S3, from which QEMU wakes the guest: all devices are reset in between, the IOMMU with them."""
+
+    def suspend(self, machine: Machine) -> None:
+        machine.suspend_to_memory()
+
+    def test_attachments_and_mappings_are_there_again_after_s3(self):
+        self.attachments_and_mappings_are_there_again()
+
+    def test_groups_end_and_answers_to_them_are_dropped_by_s3(self):
+        self.groups_end_and_answers_to_them_are_dropped()
 
 
 if __name__ == "__main__":

@@ -60,7 +60,15 @@ class Guest:
 
     def follow(self, command: str, show: Callable[[str], object], timeout: float = TIMEOUT) -> str:
         """Runs a command, and shows its lines of data as they come: the text of its answer."""
+        self.begin(command)
+        return self.end(command, show, timeout)
+
+    def begin(self, command: str) -> None:
+        """Starts a command that ends with something else than itself; `end` is to follow."""
         self._lines.send(command)
+
+    def end(self, command: str, show: Callable[[str], object] = lambda _: None, timeout: float = TIMEOUT) -> str:
+        """Waits for the end of a command that was started: the text of its answer."""
         while (line := self._lines.receive(timeout)).startswith("| "):
             show(line[2:])
         if line.startswith("= ok"):

@@ -34,6 +34,10 @@ COMMAND_LINE = (
 CRASH_KERNEL = "crashkernel=192M"
 NEXT_INITRAMFS = "next-initramfs"
 
+# Where a q35 machine has the registers of its power management and of configuration space (PMBASE, ACPI_CNTL, RCBA,
+# PCIEXBAR). They are reset in S3, and QEMU 11.1's firmware does not set them again: the machine would sleep no second time.
+CHIPSET = ("00:1f.0 0x40", "00:1f.0 0x44", "00:1f.0 0xf0", "00:00.0 0x60")
+
 # What may be a module; kernels have some of it built in, or not at all.
 MODULES = ["virtio_iommu", "vfio_pci", "vfio_iommu_type1", "lkdtm", "pci_endpoint_test", "nvme"]
 
@@ -172,10 +176,7 @@ class Machine:
         self, command: str, timeout: float = 30.0, descriptors: tuple[int, ...] = (), **arguments: Any
     ) -> Any:
         """Runs a QMP command: what it returned."""
-        if not self._greeted:
-            self._qmp.receive(timeout)
-            self._greeted = True
-            self.qmp("qmp_capabilities")
+        self._greet(timeout)
         self._qmp.send(json.dumps({"execute": command, "arguments": arguments}), descriptors)
         while True:
             answer = json.loads(self._qmp.receive(timeout))
@@ -185,8 +186,16 @@ class Machine:
                 return answer["return"]
             self._events.append(answer["event"])
 
+    def _greet(self, timeout: float) -> None:
+        """QEMU says nothing on the monitor, events neither, until the client has said what it can."""
+        if not self._greeted:
+            self._qmp.receive(timeout)
+            self._greeted = True
+            self.qmp("qmp_capabilities")
+
     def wait_event(self, name: str, timeout: float = 60.0) -> None:
         """Waits for an event of QEMU; each is found once."""
+        self._greet(timeout)
         while name not in self._events:
             self._events.append(json.loads(self._qmp.receive(timeout))["event"])
         self._events.remove(name)
@@ -204,6 +213,21 @@ class Machine:
         (booted,) = self.guest.lines("cat /proc/cmdline")
         if f"follows={way}" not in booted:
             raise RuntimeError(f"{way}: the machine was reset")
+
+    def suspend_to_memory(self) -> None:
+        """ACPI's S3: the guest's kernel sleeps, QEMU resets the devices and wakes it."""
+        chipset = {place: self.guest.run(f"config {place}") for place in CHIPSET}
+        sleep = "write /sys/power/state mem"
+        self._greet(TIMEOUT)
+        self.guest.begin(sleep)
+        self.wait_event("SUSPEND", TIMEOUT)
+        if (status := self.qmp("query-status")["status"]) != "suspended":
+            raise RuntimeError(f"the machine is not suspended: {status}")
+        self.qmp("system_wakeup")
+        self.wait_event("WAKEUP", TIMEOUT)
+        self.guest.end(sleep)
+        for place, value in chipset.items():
+            self.guest.run(f"config {place} {value}")
 
     @property
     def kernel_log(self) -> str:

@@ -13,11 +13,20 @@ use rustix::io::Errno;
 /// It is another kind, or /proc is not there to tell.
 pub(crate) fn take(descriptor: impl Into<OwnedFd>) -> io::Result<OwnedFd> {
     let descriptor = descriptor.into();
+    check(&descriptor)?;
+    Ok(descriptor)
+}
+
+/// Whether a descriptor is an eventfd.
+///
+/// # Errors
+/// As for [`take`].
+pub(crate) fn check(descriptor: &impl AsRawFd) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
     let link = std::fs::read_link(&path)
         .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
     if link.as_os_str() == "anon_inode:[eventfd]" {
-        Ok(descriptor)
+        Ok(())
     } else {
         Err(io::Error::other(format!(
             "an eventfd is needed, not {}",

@@ -47,7 +47,7 @@ pub(super) struct FaultShared {
     memory: Memory,
     /// The event queue of the connection.
     vring: Mutex<Option<Vring>>,
-    wake: EventFd,
+    wake: Arc<EventFd>,
     exit: AtomicBool,
 }
 
@@ -66,7 +66,7 @@ impl FaultWorker {
             device,
             memory,
             vring: Mutex::default(),
-            wake: new_event().map_err(TransportError::Descriptor)?,
+            wake: Arc::new(new_event().map_err(TransportError::Descriptor)?),
             exit: AtomicBool::new(false),
         });
         poller
@@ -94,7 +94,13 @@ impl FaultWorker {
     /// # Errors
     /// See [`Vring::new`].
     pub fn new_vring(&self) -> io::Result<Vring> {
-        Vring::new(Arc::clone(&self.poller), KICK)
+        let shared = &self.shared;
+        Vring::new(
+            shared.memory.clone(),
+            Arc::clone(&self.poller),
+            KICK,
+            Arc::clone(&shared.wake),
+        )
     }
 
     /// Serves this event queue from now on.

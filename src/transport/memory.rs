@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The guest memory that the front-end shares.
 //!
-//! Messages bring a table of all regions, one region more, or one less. The workers see a whole map, which is replaced; the
-//! device is told of the differences.
+//! The library maps it, and hands a whole map over after each message that changes it. The workers see that map once it was
+//! checked; the device is told of the differences.
 
-use std::fs::File;
+use std::io;
 use std::ops::Deref;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
-use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{
     GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap,
@@ -20,71 +19,30 @@ use crate::os::inherited;
 use crate::spec::Gpa;
 use crate::transport::Memory;
 
-/// Why the front-end's memory is refused. The connection ends then.
+/// A region is longer than its file. An access beyond the end of the file would end this process (SIGBUS). The connection
+/// ends instead.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum MemoryRefused {
-    /// A region is longer than its file. An access beyond the end of the file would end this process (SIGBUS).
-    #[error(
-        "guest memory at {gpa:#x} ends at {end:#x} in a file of {length:#x} bytes: make the file longer, or the region \
-         shorter"
-    )]
-    BeyondFile { gpa: u64, end: u64, length: u64 },
-    /// A file cannot be looked at or mapped.
-    #[error("guest memory at {gpa:#x} cannot be mapped: {error}")]
-    Unmappable { gpa: u64, error: String },
-    /// Regions overlap, or a region to remove is not there.
-    #[error("the table of guest memory is refused: {0}")]
-    Table(String),
-    /// A ring is not in shared memory.
-    #[error(
-        "the front-end shares no guest memory: give QEMU's guest a memory backend with share=on (-object \
-         memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem)"
-    )]
-    NoMemory,
-    /// A ring is not in shared memory.
-    #[error(
-        "a ring of queue {queue} (front-end address {address:#x}) is in memory that the front-end does not share; it \
-         shares the guest-physical addresses {shared}. All of guest memory must be shared: each memory backend of QEMU \
-         needs share=on"
-    )]
-    PrivateRing {
-        queue: u32,
-        address: u64,
-        shared: String,
-    },
+#[error(
+    "guest memory at {gpa:#x} ends at {end:#x} in a file of {length:#x} bytes: make the file longer, or the region shorter"
+)]
+pub(super) struct BeyondFile {
+    gpa: u64,
+    end: u64,
+    length: u64,
 }
 
 /// Guest memory, as messages change it.
 pub(super) struct SharedMemory {
     /// What the workers see.
     map: Memory,
-    areas: Vec<Area>,
     known: Regions,
     truncation_logged: bool,
-}
-
-/// Where the front-end has a region mapped: it names the addresses of rings by that.
-struct Area {
-    user_address: u64,
-    gpa: u64,
-    length: u64,
-}
-
-impl Area {
-    fn new(region: &VhostUserMemoryRegion) -> Self {
-        Self {
-            user_address: region.user_addr,
-            gpa: region.guest_phys_addr,
-            length: region.memory_size,
-        }
-    }
 }
 
 impl SharedMemory {
     pub fn new(map: Memory) -> Self {
         Self {
             map,
-            areas: Vec::new(),
             known: Regions::default(),
             truncation_logged: false,
         }
@@ -95,59 +53,21 @@ impl SharedMemory {
         self.map.memory()
     }
 
-    /// Takes a table of all regions.
+    /// Takes a map over from the library, which does not compare regions with the length of their files (vm-memory 0.18).
     ///
     /// # Errors
     /// A region is refused, and nothing has changed.
-    pub fn set(
-        &mut self,
-        regions: &[VhostUserMemoryRegion],
-        files: Vec<File>,
-    ) -> Result<(), MemoryRefused> {
-        let mut mapped = regions
-            .iter()
-            .zip(files)
-            .map(|(region, file)| map_region(region, file))
-            .collect::<Result<Vec<_>, _>>()?;
-        mapped.sort_by_key(|region| region.start_addr());
-        let map = GuestMemoryMmap::from_regions(mapped).map_err(table)?;
-        self.replace(map);
-        self.areas = regions.iter().map(Area::new).collect();
-        Ok(())
-    }
-
-    /// Takes one region more.
-    ///
-    /// # Errors
-    /// It is refused, and nothing has changed.
-    pub fn add(&mut self, region: &VhostUserMemoryRegion, file: File) -> Result<(), MemoryRefused> {
-        let mapped = Arc::new(map_region(region, file)?);
-        let map = self.map.memory().insert_region(mapped).map_err(table)?;
-        self.replace(map);
-        self.areas.push(Area::new(region));
-        Ok(())
-    }
-
-    /// Gives a region up.
-    ///
-    /// # Errors
-    /// It is not there.
-    pub fn remove(&mut self, region: &VhostUserMemoryRegion) -> Result<(), MemoryRefused> {
-        let gpa = region.guest_phys_addr;
-        let (map, _) = self
-            .map
-            .memory()
-            .remove_region(GuestAddress(gpa), region.memory_size)
-            .map_err(table)?;
-        self.replace(map);
-        self.areas.retain(|area| area.gpa != gpa);
+    pub fn set(&mut self, map: &GuestMemoryMmap) -> io::Result<()> {
+        for region in map.iter() {
+            check_length(region)?;
+        }
+        self.replace(map.clone());
         Ok(())
     }
 
     /// Gives all memory up.
     pub fn clear(&mut self) {
         self.replace(GuestMemoryMmap::new());
-        self.areas.clear();
     }
 
     fn replace(&self, map: GuestMemoryMmap) {
@@ -162,33 +82,6 @@ impl SharedMemory {
         let difference = self.known.update(&self.map.memory());
         self.warn_of_truncation(&difference.added);
         difference
-    }
-
-    /// The guest-physical address of a part of a queue's ring.
-    ///
-    /// # Errors
-    /// It is in no region.
-    pub fn ring_address(&self, queue: u32, address: u64) -> Result<u64, MemoryRefused> {
-        let inside = |area: &Area| {
-            let offset = address.checked_sub(area.user_address)?;
-            (offset < area.length).then(|| area.gpa + offset)
-        };
-        if let Some(gpa) = self.areas.iter().find_map(inside) {
-            return Ok(gpa);
-        }
-        if self.areas.is_empty() {
-            return Err(MemoryRefused::NoMemory);
-        }
-        let shared: Vec<_> = self
-            .areas
-            .iter()
-            .map(|area| format!("{:#x}-{:#x}", area.gpa, area.gpa + (area.length - 1)))
-            .collect();
-        Err(MemoryRefused::PrivateRing {
-            queue,
-            address,
-            shared: shared.join(", "),
-        })
     }
 
     /// Says, once a connection, what a front-end that truncates its memory would do to this process.
@@ -209,34 +102,21 @@ impl SharedMemory {
     }
 }
 
-fn table(error: impl ToString) -> MemoryRefused {
-    MemoryRefused::Table(error.to_string())
-}
-
-/// Maps a region. vm-memory 0.18 does not compare it with the length of its file.
-fn map_region(
-    region: &VhostUserMemoryRegion,
-    file: File,
-) -> Result<GuestRegionMmap, MemoryRefused> {
-    let gpa = region.guest_phys_addr;
-    let unmappable = |error: String| MemoryRefused::Unmappable { gpa, error };
-    let metadata = file
-        .metadata()
-        .map_err(|error| unmappable(error.to_string()))?;
-    let end = region.mmap_offset.saturating_add(region.memory_size);
+fn check_length(region: &GuestRegionMmap) -> io::Result<()> {
+    let Some(file) = region.file_offset() else {
+        return Ok(());
+    };
+    let metadata = file.file().metadata()?;
+    let end = file.start().saturating_add(region.len());
     // A device, such as /dev/dax0.0, has no length.
-    if !metadata.file_type().is_char_device() && end > metadata.len() {
-        return Err(MemoryRefused::BeyondFile {
-            gpa,
-            end,
-            length: metadata.len(),
-        });
+    if metadata.file_type().is_char_device() || end <= metadata.len() {
+        return Ok(());
     }
-    let mapped = region
-        .mmap_region(file)
-        .map_err(|error| unmappable(error.to_string()))?;
-    GuestRegionMmap::new(mapped, GuestAddress(gpa))
-        .ok_or_else(|| unmappable("its end is beyond the last address".into()))
+    Err(io::Error::other(BeyondFile {
+        gpa: region.start_addr().0,
+        end,
+        length: metadata.len(),
+    }))
 }
 
 /// What makes two regions the same memory. Not the descriptor's number, nor where we have it mapped: a front-end

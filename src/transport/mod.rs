@@ -2,17 +2,17 @@
 //! vhost-user: carries the device to a front-end.
 //!
 //! ```text
-//! front-end ── server ── messages ── backend ── memory ── device, host
+//! front-end ── server ── guard ── (vhost-user-backend) ── backend ── memory ── device, host
 //! request queue ── ring, chain ── request_worker (polling, lifecycle) ── batch ── device
 //! event queue ── ring, chain ── fault_worker ── event_queue ── device, host
 //! ```
 //!
-//! A connection has two threads: the *request worker*, and one that answers messages. The *fault worker* outlives
-//! connections; so does the device. The thread of [`serve`] waits for connections, their ends and the end of the process,
-//! and for nothing that a front-end can hold up.
+//! Crate vhost-user-backend answers messages and maps guest memory. It is behind a guard, and its vrings are ours: see
+//! `guard` and `vring`. It has no worker; both queues are served by our own.
 //!
-//! Messages are read by crate vhost. Crate vhost-user-backend is not used: up to 0.24 it takes connections from a listener
-//! only, keeps waiting for a kick descriptor that was replaced, and leaves threads behind if a connection cannot be set up.
+//! Threads of a connection: the *request worker*, two that carry messages through the guard, the library's, and one that waits
+//! for its end. The *fault worker* outlives connections; so does the device. The thread of [`serve`] waits for connections,
+//! their ends and the end of the process, and for nothing that a front-end can hold up.
 
 mod backend;
 pub(crate) mod batch;
@@ -20,6 +20,7 @@ mod chain;
 mod driver_life;
 pub(crate) mod event_queue;
 mod fault_worker;
+mod guard;
 mod guest;
 mod lifecycle;
 mod memory;

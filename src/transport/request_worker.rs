@@ -46,7 +46,7 @@ pub(super) struct RequestShared {
     memory: Memory,
     faults: Arc<FaultShared>,
     vring: Vring,
-    wake: EventFd,
+    wake: Arc<EventFd>,
     // Taken before the vring's lock.
     work: Mutex<Work>,
 }
@@ -72,12 +72,13 @@ impl RequestWorker {
         hangup: Hangup,
     ) -> io::Result<Self> {
         let poller = Arc::new(Poller::new()?);
+        let wake = Arc::new(new_event()?);
         let shared = Arc::new(RequestShared {
             device,
+            vring: Vring::new(memory.clone(), Arc::clone(&poller), KICK, Arc::clone(&wake))?,
             memory,
             faults,
-            vring: Vring::new(Arc::clone(&poller), KICK)?,
-            wake: new_event()?,
+            wake,
             work: Mutex::new(Work {
                 held: Vec::new(),
                 polling: Polling::new(poll),

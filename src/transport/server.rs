@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Front-ends, one after another: a connection's set-up, its end, and what is told the device at both.
+//! Front-ends, one after another: a connection's set-up, its end, and what the device is told at both.
 //!
 //! The thread here never waits for anything that a front-end can hold up. Threads that do are interrupted at the end.
 
@@ -7,35 +7,29 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
+use vhost::vhost_user::{Error as ProtocolError, Listener};
+use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::Device;
 use crate::os::poller::Poller;
-use crate::os::relay;
 use crate::os::thread::Thread;
 use crate::transport::backend::Backend;
 use crate::transport::driver_life::DriverLife;
 use crate::transport::fault_worker::FaultWorker;
-use crate::transport::memory::SharedMemory;
 use crate::transport::request_worker::RequestWorker;
-use crate::transport::{Hangup, Memory, TransportError};
+use crate::transport::vring::handing_over;
+use crate::transport::{Hangup, Memory, TransportError, guard};
 
 const STOP: u64 = 0;
 const SOCKET: u64 = 1;
 
 /// How long to wait before another front-end is accepted if that has just failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// How long a front-end may take from the set-up of one queue to that of the next, before a line says what it may lack.
-const QUEUE_PAUSE: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
 
 /// Serves connections of one device.
 pub(super) struct Server {
@@ -46,8 +40,8 @@ pub(super) struct Server {
     pub driver_life: Arc<DriverLife>,
 }
 
-/// What the thread of messages comes to. The backend is handed back so that guest memory goes after the device's reset.
-type Messages = (Result<(), ProtocolError>, Arc<Mutex<Backend>>);
+/// What the thread of messages comes to.
+type Messages = Result<(), DaemonError>;
 
 impl Server {
     /// Serves one front-end after another until `stop` is readable.
@@ -113,6 +107,7 @@ impl Server {
 
     fn serve(&self, stream: UnixStream, stop: &EventFd) -> io::Result<End> {
         let line = Arc::new(stream.try_clone()?);
+        let hangup = Hangup(Arc::clone(&line));
         let poller = waiter(stop)?;
         poller.add_hangup(line.as_raw_fd(), SOCKET)?;
         let events = self.faults.new_vring()?;
@@ -124,21 +119,27 @@ impl Server {
             Arc::clone(&self.driver_life),
             Hangup(Arc::clone(&line)),
         )?;
-        let backend = Arc::new(Mutex::new(Backend::new(
+        let backend = Arc::new(Backend::new(
             Arc::clone(&self.device),
-            SharedMemory::new(self.memory.clone()),
+            self.memory.clone(),
             Arc::clone(worker.shared()),
             Arc::clone(self.faults.shared()),
             events.clone(),
             Arc::clone(&self.driver_life),
-        )));
+        ));
+        let mut daemon = handing_over(backend.vrings(), || {
+            // Its memory is not what the workers see: that was checked.
+            let unchecked = Memory::new(GuestMemoryMmap::new());
+            VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&backend), unchecked)
+        })
+        .map_err(|error| io::Error::other(error.to_string()))?;
+        let mut listener = Listener::from(guard::listen(stream)?);
         self.device.connect();
         self.faults.set_vring(events);
-        let hangup = Hangup(Arc::clone(&line));
-        let messages = Thread::spawn("vhost-user", move || {
-            let result = answer(stream, &hangup.0, &backend);
-            drop(hangup);
-            (result, backend)
+        let messages = Thread::spawn("vhost-user end", move || {
+            let _hangup = hangup;
+            daemon.start(&mut listener)?;
+            daemon.wait()
         });
         let ended = messages.map(|messages| {
             log::info!("a front-end is connected");
@@ -150,20 +151,19 @@ impl Server {
         self.device.service_events(None, Instant::now());
         self.device.disconnect();
         self.driver_life.front_end_is_gone();
-        // With the backend guest memory goes, which no domain maps any more.
-        let end = ended.map(|(end, _backend)| end);
+        backend.forget_memory();
         self.faults.shared().wake();
-        end
+        ended
     }
 
-    /// Waits for the end of a connection. Returns what is to go after the device's reset, too.
+    /// Waits for the end of a connection.
     fn follow(
         &self,
         poller: &Poller,
         line: &UnixStream,
         worker: &RequestWorker,
         messages: Thread<Messages>,
-    ) -> (End, Option<Arc<Mutex<Backend>>>) {
+    ) -> End {
         let stopped = is_stopped(poller, None);
         if stopped {
             // It may have gone by itself.
@@ -176,71 +176,41 @@ impl Server {
             messages.interrupt();
         }
         match messages.join() {
-            Ok((result, backend)) => (End::of(result, stopped), Some(backend)),
-            Err(_) => (End::Panicked, None),
+            Ok(result) => End::of(result, stopped),
+            Err(_) => End::Panicked,
         }
     }
 }
 
 /// How a connection ended.
 enum End {
-    /// The front-end closed it.
+    /// The front-end closed it, or the guard has said why.
     Gone,
     /// The process ends.
     Stopped,
     /// A message was refused.
     Refused(String),
-    /// The thread of messages panicked.
+    /// A thread of messages panicked.
     Panicked,
 }
 
 impl End {
-    fn of(result: Result<(), ProtocolError>, stopped: bool) -> Self {
+    fn of(result: Messages, stopped: bool) -> Self {
         match result {
+            Err(DaemonError::WaitDaemon(_)) => Self::Panicked,
             _ if stopped => Self::Stopped,
             Ok(())
-            | Err(
+            | Err(DaemonError::HandleRequest(
                 ProtocolError::Disconnected
                 | ProtocolError::PartialMessage
                 | ProtocolError::SocketBroken(_),
-            ) => Self::Gone,
-            Err(ProtocolError::ReqHandlerError(error)) => Self::Refused(error.to_string()),
+            )) => Self::Gone,
+            Err(DaemonError::HandleRequest(ProtocolError::ReqHandlerError(error))) => {
+                Self::Refused(error.to_string())
+            }
             Err(error) => Self::Refused(error.to_string()),
         }
     }
-}
-
-/// Answers messages until the connection ends.
-fn answer(
-    stream: UnixStream,
-    line: &UnixStream,
-    backend: &Arc<Mutex<Backend>>,
-) -> Result<(), ProtocolError> {
-    let mut messages = BackendReqHandler::from_stream(stream, Arc::clone(backend));
-    let mut said = false;
-    loop {
-        if !said && misses_event_queue(backend) && !is_readable(line) {
-            said = true;
-            log::warn!(
-                "the front-end has set up the request queue alone, so the guest finds no IOMMU: QEMU's \
-                 vhost-user-test-device-pci needs num_vqs=2"
-            );
-        }
-        relay::peek(line).map_err(ProtocolError::ReqHandlerError)?;
-        messages.handle_request()?;
-    }
-}
-
-fn misses_event_queue(backend: &Mutex<Backend>) -> bool {
-    backend
-        .lock()
-        .is_ok_and(|backend| backend.misses_event_queue())
-}
-
-/// Whether a message comes within a short time.
-fn is_readable(line: &UnixStream) -> bool {
-    let mut descriptors = [PollFd::new(line, PollFlags::IN)];
-    poll(&mut descriptors, Some(&QUEUE_PAUSE)) != Ok(0)
 }
 
 /// Waits for `stop`, and for what is added.

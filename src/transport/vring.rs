@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A vring: what the front-end has said of a queue, shared with the worker that serves it.
+//! A vring: what the front-end has said of a queue, shared with the worker that serves it. Crate vhost-user-backend changes
+//! it, through [`VringT`].
 //!
 //! The worker holds the lock while it serves the queue, and watches the queue for a while then. So another thread says
 //! that it wants the vring before it waits for the lock, and a worker that sees this lets go at once.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,11 +16,14 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
-use virtio_queue::{Queue, QueueT};
+use vhost_user_backend::{VringMutex, VringStateGuard, VringStateMutGuard, VringT};
+use virtio_queue::{Error as QueueError, Queue, QueueT};
+use vm_memory::{GuestAddress, GuestAddressSpace};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::os::eventfd;
 use crate::os::poller::Poller;
-use crate::transport::MAX_QUEUE_SIZE;
+use crate::transport::{MAX_QUEUE_SIZE, Memory};
 
 /// A shared vring.
 #[derive(Clone)]
@@ -32,6 +38,11 @@ struct Shared {
     /// Waits for kicks, and reports them with `token`.
     poller: Arc<Poller>,
     token: u64,
+    /// Written after each change: the worker looks at the vring again.
+    wake: Arc<EventFd>,
+    memory: Memory,
+    /// For the library alone, which looks whether there is a kick descriptor to wait for. There never is.
+    empty: VringMutex<Memory>,
 }
 
 /// The state of a vring.
@@ -51,11 +62,18 @@ pub(super) struct State {
 }
 
 impl Vring {
-    /// A vring whose kicks `poller` reports as `token`.
+    /// A vring in guest memory, whose kicks `poller` reports as `token`. Each change of it writes `wake`.
     ///
     /// # Errors
     /// The library does not take the size of the queue.
-    pub fn new(poller: Arc<Poller>, token: u64) -> io::Result<Self> {
+    pub fn new(
+        memory: Memory,
+        poller: Arc<Poller>,
+        token: u64,
+        wake: Arc<EventFd>,
+    ) -> io::Result<Self> {
+        let empty =
+            VringMutex::new(memory.clone(), MAX_QUEUE_SIZE as u16).map_err(io::Error::other)?;
         let queue = Queue::new(MAX_QUEUE_SIZE as u16).map_err(io::Error::other)?;
         Ok(Self(Arc::new(Shared {
             state: Mutex::new(State {
@@ -71,6 +89,9 @@ impl Vring {
             closed: AtomicBool::new(false),
             poller,
             token,
+            wake,
+            memory,
+            empty,
         })))
     }
 
@@ -131,6 +152,8 @@ impl Vring {
         let watched = self.watch(&mut state);
         drop(state);
         self.0.wanted.fetch_sub(1, Ordering::SeqCst);
+        // It fails only when the counter is full, and then the worker is awake.
+        let _ = self.0.wake.write(1);
         watched.map(|()| result)
     }
 
@@ -156,17 +179,6 @@ impl Vring {
         self.change(|state| {
             state.call = call;
             state.start();
-        })
-    }
-
-    /// The ring is stopped: its descriptors go, its indices stay.
-    ///
-    /// # Errors
-    /// None: nothing is left to wait for.
-    pub fn stop(&self) -> io::Result<()> {
-        self.change(|state| {
-            self.forget_kick(state);
-            state.call = None;
         })
     }
 
@@ -242,14 +254,145 @@ impl State {
     }
 }
 
+impl<'a> VringStateGuard<'a, Memory> for Vring {
+    type G = <VringMutex<Memory> as VringStateGuard<'a, Memory>>::G;
+}
+
+impl<'a> VringStateMutGuard<'a, Memory> for Vring {
+    type G = <VringMutex<Memory> as VringStateMutGuard<'a, Memory>>::G;
+}
+
+thread_local! {
+    /// Vrings for the handler that this thread is making; see [`handing_over`].
+    static HANDED_OVER: RefCell<VecDeque<Vring>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// Makes something of vhost-user-backend (0.24) that makes vrings, and lets it have these. The crate makes them itself and
+/// hands them only to threads of its own.
+pub(super) fn handing_over<T>(vrings: &[Vring], make: impl FnOnce() -> T) -> T {
+    HANDED_OVER.set(vrings.iter().cloned().collect());
+    let made = make();
+    HANDED_OVER.take();
+    made
+}
+
+/// What messages say. The library's own workers are not used, and so are neither the methods that only these call.
+impl VringT<Memory> for Vring {
+    fn new(_memory: Memory, _size: u16) -> Result<Self, QueueError> {
+        let vring = HANDED_OVER.with_borrow_mut(VecDeque::pop_front);
+        vring.ok_or(QueueError::InvalidMaxSize)
+    }
+
+    fn get_ref(&self) -> <Self as VringStateGuard<'_, Memory>>::G {
+        self.0.empty.get_ref()
+    }
+
+    fn get_mut(&self) -> <Self as VringStateMutGuard<'_, Memory>>::G {
+        self.0.empty.get_mut()
+    }
+
+    fn add_used(&self, _head: u16, _length: u32) -> Result<(), QueueError> {
+        Err(QueueError::QueueNotReady)
+    }
+
+    fn signal_used_queue(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn enable_notification(&self) -> Result<bool, QueueError> {
+        Err(QueueError::QueueNotReady)
+    }
+
+    fn disable_notification(&self) -> Result<(), QueueError> {
+        Err(QueueError::QueueNotReady)
+    }
+
+    fn needs_notification(&self) -> Result<bool, QueueError> {
+        Err(QueueError::QueueNotReady)
+    }
+
+    fn set_enabled(&self, enabled: bool) {
+        taken(self.change(|state| state.enabled = enabled));
+    }
+
+    fn set_queue_info(
+        &self,
+        descriptors: u64,
+        available: u64,
+        used: u64,
+    ) -> Result<(), QueueError> {
+        let changed = self.change(|State { queue, .. }| {
+            queue.try_set_desc_table_address(GuestAddress(descriptors))?;
+            queue.try_set_avail_ring_address(GuestAddress(available))?;
+            queue.try_set_used_ring_address(GuestAddress(used))
+        });
+        taken(changed).unwrap_or(Ok(()))
+    }
+
+    fn queue_next_avail(&self) -> u16 {
+        self.look(|state| state.queue.next_avail())
+    }
+
+    fn set_queue_next_avail(&self, base: u16) {
+        taken(self.change(|state| state.queue.set_next_avail(base)));
+    }
+
+    fn set_queue_next_used(&self, index: u16) {
+        taken(self.change(|state| state.queue.set_next_used(index)));
+    }
+
+    fn queue_used_idx(&self) -> Result<u16, QueueError> {
+        let memory = self.0.memory.memory();
+        self.look(|state| state.queue.used_idx(&*memory, Ordering::Relaxed))
+            .map(|index| index.0)
+    }
+
+    fn set_queue_size(&self, size: u16) {
+        taken(self.change(|state| state.queue.set_size(size)));
+    }
+
+    fn set_queue_event_idx(&self, enabled: bool) {
+        taken(self.change(|state| state.queue.set_event_idx(enabled)));
+    }
+
+    /// Only at a stop: a ring starts with its kick descriptor.
+    fn set_queue_ready(&self, ready: bool) {
+        taken(self.change(|state| state.queue.set_ready(ready)));
+    }
+
+    fn set_kick(&self, kick: Option<File>) {
+        taken(self.set_kick(kick));
+    }
+
+    fn read_kick(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    fn set_call(&self, call: Option<File>) {
+        taken(self.set_call(call));
+    }
+
+    /// Errors of a ring are logged and counted; the descriptor for them is closed.
+    fn set_err(&self, _error: Option<File>) {}
+}
+
+/// The library takes no error here. What can be wrong with a message, `guard` has found before.
+fn taken<T>(changed: io::Result<T>) -> Option<T> {
+    changed
+        .inspect_err(|error| log::error!("a queue cannot be set up: {error}"))
+        .ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
 
     use rustix::event::{EventfdFlags, eventfd as new_eventfd};
     use rustix::fs::{OFlags, fcntl_getfl};
+    use vm_memory::GuestMemoryMmap;
 
     use super::*;
+    use crate::transport::new_event;
 
     const TOKEN: u64 = 7;
 
@@ -269,7 +412,9 @@ mod tests {
 
     fn enabled() -> (Arc<Poller>, Vring) {
         let poller = Arc::new(Poller::new().expect("a poller"));
-        let vring = Vring::new(Arc::clone(&poller), TOKEN).expect("a vring");
+        let memory = Memory::new(GuestMemoryMmap::new());
+        let wake = Arc::new(new_event().expect("an eventfd"));
+        let vring = Vring::new(memory, Arc::clone(&poller), TOKEN, wake).expect("a vring");
         vring
             .change(|state| state.enabled = true)
             .expect("a change");
@@ -298,7 +443,7 @@ mod tests {
         kick(&second);
         assert!(was_kicked(&poller));
         assert!(!was_kicked(&poller), "once, though it is not read");
-        vring.stop().expect("a stop");
+        vring.set_kick(None).expect("a stop");
         kick(&second);
         assert!(!was_kicked(&poller));
     }

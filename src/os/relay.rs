@@ -67,7 +67,7 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Res
         .map(drop)
 }
 
-/// Closes both connections, for whoever waits at them too.
+/// Closes both connections. Threads that wait at either are woken.
 pub(crate) fn end(one: &UnixStream, other: &UnixStream) {
     // Either may be at its end already.
     let _ = one.shutdown(Shutdown::Both);

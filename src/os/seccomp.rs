@@ -57,7 +57,7 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
         // Memory of the guest, of threads, of the allocator: never executable.
         (libc::SYS_mmap, vec![masked(2, executable, 0)?]),
         (libc::SYS_mprotect, vec![masked(2, executable, 0)?]),
-        // A connected front-end is handed to the vhost-user library over a socket of our own.
+        // A front-end of a PCI function is handed to the vfio-user library over a socket of our own.
         (libc::SYS_socket, vec![equal(0, libc::AF_UNIX as u64)?]),
         (libc::SYS_socketpair, vec![equal(0, libc::AF_UNIX as u64)?]),
         // Names of threads, and of memory for the eyes of people.
@@ -125,8 +125,7 @@ fn allowed() -> Vec<i64> {
         libc::SYS_lseek,
         libc::SYS_readlinkat,
         libc::SYS_getdents64,
-        // Socket files are removed at the end; a connected front-end comes in through a directory of its own.
-        libc::SYS_mkdirat,
+        // Socket files get their mode, and are removed at the end.
         libc::SYS_fchmod,
         libc::SYS_unlinkat,
         // Memory.
@@ -174,8 +173,6 @@ fn allowed() -> Vec<i64> {
         libc::SYS_lstat,
         libc::SYS_readlink,
         libc::SYS_unlink,
-        libc::SYS_mkdir,
-        libc::SYS_rmdir,
         libc::SYS_time,
     ]);
     calls

@@ -20,7 +20,7 @@ const BACKLOG: i32 = 128;
 /// Why a path cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Somebody does already.
+    /// Another process listens there.
     #[error("{0}: another process listens there; stop it, or choose another path")]
     InUse(PathBuf),
     /// Something that is no socket is in the way.
@@ -36,7 +36,7 @@ pub enum ListenError {
 pub struct SocketFile {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file, to leave alone what somebody else put there since.
+    /// Device and inode of the file: a file that another process put there since is left alone.
     identity: Option<(u64, u64)>,
 }
 
@@ -46,7 +46,7 @@ pub const OWNER_AND_GROUP: u32 = 0o660;
 pub const OWNER: u32 = 0o600;
 
 impl SocketFile {
-    /// Listens on a path. A socket file that nobody listens on is replaced. The file has the permissions
+    /// Listens on a path. A socket file without a listening process is replaced. The file has the permissions
     /// [`OWNER_AND_GROUP`] without those of the umask.
     ///
     /// # Errors
@@ -125,7 +125,7 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
     if !metadata.file_type().is_socket() {
         return Err(ListenError::NotASocket(path.to_owned()));
     }
-    // A datagram socket can never be connected to a stream socket, so nobody who listens sees this. The error
+    // A datagram socket can never be connected to a stream socket, so a listening process does not notice this. The error
     // tells the two apart: the wrong type (EPROTOTYPE) when a socket is bound there, refused when none is.
     let probe = UnixDatagram::unbound().map_err(failed)?;
     match probe.connect(path) {
@@ -152,7 +152,7 @@ mod tests {
             SocketFile::bind(&path),
             Err(ListenError::InUse(_))
         ));
-        // The one who listens has noticed nothing.
+        // The listening process has noticed nothing.
         live.listener().set_nonblocking(true).expect("nonblocking");
         assert!(live.listener().accept().is_err());
         drop(live);

@@ -5,7 +5,7 @@
 
 use crate::device::{Batch, Device, Finished, Reply, Step};
 use crate::spec::{Status, TAIL_LEN};
-use crate::transport::chain::TailPlace;
+use crate::transport::chain::{Broken, TailPlace};
 use crate::transport::ring::{Ring, RingError};
 
 /// Requests are shown to the driver as used after so many, so that it goes on while the rest of a batch is served.
@@ -21,7 +21,7 @@ pub trait Execute {
     /// See [`Batch::properties`].
     fn properties(&self) -> &[u8];
     /// A chain was broken, and goes back unwritten.
-    fn broken(&mut self);
+    fn broken(&mut self, why: Broken);
     /// The tail that carries a status (R19: the reserved bytes are zero).
     fn tail(status: Status) -> [u8; TAIL_LEN] {
         [status as u8, 0, 0, 0]
@@ -56,10 +56,17 @@ impl Execute for DeviceBatch<'_> {
     }
 
     #[cold]
-    fn broken(&mut self) {
+    fn broken(&mut self, why: Broken) {
         let counters = self.device.counters();
         counters.requests.increment();
-        counters.requests_unwritten.increment();
+        if counters.requests_unwritten.increment_and_log()
+            && let Broken::Outside(gpa) = why
+        {
+            log::warn!(
+                "a request goes back unwritten: a buffer of it is at guest-physical address {gpa:#x}, which is not in \
+                 memory that the front-end shares. If the guest has memory there, its memory backend needs share=on"
+            );
+        }
     }
 
     fn finish(self) -> Finished {
@@ -101,10 +108,13 @@ fn serve_next<B: Execute>(ring: &mut Ring<'_>, batch: &mut B, held: &mut Vec<Hel
     let head = ring.head(0);
     let chain = ring.chain(head);
     ring.take();
-    let Ok(chain) = chain else {
-        batch.broken();
-        ring.give_back(head, 0);
-        return;
+    let chain = match chain {
+        Ok(chain) => chain,
+        Err(why) => {
+            batch.broken(why);
+            ring.give_back(head, 0);
+            return;
+        }
     };
     let step = batch.execute(
         chain.readable(),

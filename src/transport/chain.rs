@@ -13,9 +13,14 @@ use crate::transport::MAX_QUEUE_SIZE;
 use crate::transport::guest::GuestView;
 use crate::transport::ring::{DESCRIPTOR_LEN, Ring};
 
-/// A chain with a loop, an address outside memory, a descriptor out of place: nothing in it can be trusted.
+/// A chain of which nothing can be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Broken;
+pub(crate) enum Broken {
+    /// It has a loop, or a descriptor that is out of place or has a length that none may have.
+    Chain,
+    /// What is at this guest-physical address is not, or not all, in memory that the front-end shares.
+    Outside(u64),
+}
 
 /// What one descriptor describes: a piece of guest memory; not empty.
 #[derive(Clone, Copy, Debug)]
@@ -58,13 +63,13 @@ impl<'m> Ring<'m> {
         self.walk(head, |view, segment| {
             if segment.writable {
                 if !view.contains(segment.address, segment.length as usize) {
-                    return Err(Broken);
+                    return Err(Broken::Outside(segment.address));
                 }
                 // § The Virtqueue Descriptor Table: a chain has at most 2^32 bytes.
                 chain.writable_len = chain
                     .writable_len
                     .checked_add(segment.length)
-                    .ok_or(Broken)?;
+                    .ok_or(Broken::Chain)?;
                 chain.tail.extend(segment);
                 Ok(())
             } else {
@@ -80,7 +85,7 @@ impl<'m> Ring<'m> {
         self.walk(head, |view, segment| {
             if segment.writable {
                 if !view.contains(segment.address, segment.length as usize) {
-                    return Err(Broken);
+                    return Err(Broken::Outside(segment.address));
                 }
                 length += segment.length as usize;
             }
@@ -104,7 +109,7 @@ impl<'m> Ring<'m> {
                 let source = if bytes.is_empty() { &ZEROS[..] } else { bytes };
                 let piece = source.get(..room).unwrap_or(source);
                 if !view.write(address, piece) {
-                    return Err(Broken);
+                    return Err(Broken::Outside(address));
                 }
                 bytes = bytes.get(piece.len()..).unwrap_or_default();
                 address += piece.len() as u64;
@@ -130,7 +135,7 @@ impl<'m> Ring<'m> {
         let mut writable = false;
         loop {
             if index >= entries || left == 0 {
-                return Err(Broken);
+                return Err(Broken::Chain);
             }
             left -= 1;
             let descriptor = match table {
@@ -142,7 +147,7 @@ impl<'m> Ring<'m> {
                 let whole = length != 0 && (length as usize).is_multiple_of(DESCRIPTOR_LEN);
                 // Indirect tables end a chain, and do not nest.
                 if table.is_some() || descriptor.has_next() || !whole {
-                    return Err(Broken);
+                    return Err(Broken::Chain);
                 }
                 table = Some(descriptor.addr().0);
                 entries = length / DESCRIPTOR_LEN as u32;
@@ -151,7 +156,7 @@ impl<'m> Ring<'m> {
                 continue;
             }
             if writable && !descriptor.is_write_only() {
-                return Err(Broken);
+                return Err(Broken::Chain);
             }
             writable = descriptor.is_write_only();
             if descriptor.len() != 0 {
@@ -176,7 +181,7 @@ impl<'m> Ring<'m> {
         self.descriptors
             .get_ref::<Descriptor>(index as usize * DESCRIPTOR_LEN)
             .map(|descriptor| descriptor.load())
-            .map_err(|_| Broken)
+            .map_err(|_| Broken::Chain)
     }
 }
 
@@ -184,17 +189,17 @@ impl<'m> Ring<'m> {
 fn indirect(view: &mut GuestView<'_>, table: u64, index: u32) -> Result<Descriptor, Broken> {
     let address = table
         .checked_add(u64::from(index) * DESCRIPTOR_LEN as u64)
-        .ok_or(Broken)?;
+        .ok_or(Broken::Chain)?;
     if let Some(slice) = view.slice(address, DESCRIPTOR_LEN) {
         return slice
             .get_ref::<Descriptor>(0)
             .map(|descriptor| descriptor.load())
-            .map_err(|_| Broken);
+            .map_err(|_| Broken::Chain);
     }
     // Across two regions.
     let mut bytes = [0; DESCRIPTOR_LEN];
     if !view.read(address, &mut bytes) {
-        return Err(Broken);
+        return Err(Broken::Outside(address));
     }
     let mut descriptor = Descriptor::default();
     vm_memory::ByteValued::as_mut_slice(&mut descriptor).copy_from_slice(&bytes);
@@ -224,7 +229,11 @@ impl Chain {
             view.contains(segment.address, length) && view.read(segment.address, room)
         };
         self.readable_len += length;
-        if read { Ok(()) } else { Err(Broken) }
+        if read {
+            Ok(())
+        } else {
+            Err(Broken::Outside(segment.address))
+        }
     }
 }
 

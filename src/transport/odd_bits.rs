@@ -27,6 +27,7 @@ use crate::spec::{
     Status, TAIL_LEN,
 };
 use crate::transport::batch::Execute;
+use crate::transport::chain::Broken;
 
 /// `reserved` is set: the driver ignores the report (E70).
 const RESERVED: u64 = 1 << 12;
@@ -136,7 +137,7 @@ impl<B> OddBatch<B> {
 impl<B: Execute> Execute for OddBatch<B> {
     fn execute(&mut self, readable: &[u8], readable_len: usize, writable_len: usize) -> Step {
         if is_unwritten(readable) {
-            self.batch.broken();
+            self.batch.broken(Broken::Chain);
             return Step {
                 settled: None,
                 reply: Reply::Unwritten,
@@ -153,8 +154,8 @@ impl<B: Execute> Execute for OddBatch<B> {
         &self.properties
     }
 
-    fn broken(&mut self) {
-        self.batch.broken();
+    fn broken(&mut self, why: Broken) {
+        self.batch.broken(why);
     }
 
     /// With its reserved bytes set.

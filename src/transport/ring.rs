@@ -194,8 +194,8 @@ impl<'m> Ring<'m> {
     /// Asks the driver to kick for buffers beyond those available now. True when some came in while asking, more
     /// than `seen`, for which there may be no kick.
     ///
-    /// Unlike in virtio-queue, what is available already may stay there: the event queue holds buffers that nobody
-    /// needs yet, and its next kick is for the one behind them.
+    /// Unlike in virtio-queue, what is available already may stay there: the event queue holds buffers that the
+    /// device does not need yet, and its next kick is for the one behind them.
     pub fn enable_kicks(&mut self, seen: u16) -> Result<bool, RingError> {
         if self.event_idx {
             let index = self.next_available.wrapping_add(seen);

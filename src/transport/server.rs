@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Front-ends, one after another: a connection's set-up, its end, and what the device is told at both.
+//! Front-ends, one after another: the set-up and the end of a connection, and what they mean to the device.
 //!
 //! The thread here never waits for anything that a front-end can hold up. Threads that do are interrupted at the end.
 
@@ -49,7 +49,7 @@ impl Server {
     /// # Errors
     /// The listening socket cannot be waited for.
     pub fn listen(&self, listener: &UnixListener, stop: &EventFd) -> Result<(), TransportError> {
-        // Whoever shares the socket may accept the front-end that we are woken for.
+        // Another process that shares the socket may accept the front-end that woke this thread.
         listener
             .set_nonblocking(true)
             .map_err(TransportError::Descriptor)?;

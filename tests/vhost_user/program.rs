@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::OK;
 use crate::common::guest::{EVENTS, PROTOCOL_FEATURES, REQUESTS, VERSION_1};
 use crate::common::requests::attach;
-use crate::common::{Guest, GuestOptions, Program, program_on, wait_until};
+use crate::common::{Guest, GuestOptions, Layout, Program, Segment, program_on, wait_until};
 
 const ENDPOINT: u32 = 8;
 
@@ -66,6 +66,18 @@ fn a_front_end_that_shares_no_memory_is_told_to() {
     for part in ["queue 1", "0x1000", "0x10000-0x200ffff", "share=on"] {
         assert!(line.contains(part), "{part}: {line}");
     }
+    // And with a request in such a part.
+    let mut guest = program.guest();
+    let queue = &mut guest.queues[REQUESTS];
+    queue.push(&[Segment::writable(0x8000_0000, 4)], Layout::Direct);
+    queue.submit();
+    assert_eq!(queue.wait().1, 0, "unwritten");
+    let line = program.wait_for_line(&["goes back unwritten"]);
+    assert!(
+        line.contains("0x80000000") && line.contains("share=on"),
+        "{line}"
+    );
+    drop(guest);
     works(&program);
     stop(program);
 }

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 KEPT = ROOT / "target" / "lab"
 
 PROGRAM = "vhost-device-iommu"
-BUILD_SECONDS = 1200
+BUILD_SECONDS = 2400
 
 
 class BuildFailed(Exception):

@@ -25,8 +25,8 @@ FUNCTIONAL = ROOT / "tests" / "functional"
 NESTED = ROOT / "tests" / "nested"
 LAB_TESTS = ROOT / "tests" / "lab"
 
-CHECK_SECONDS = 900
-UNIT_SECONDS = 1200
+CHECK_SECONDS = 1800
+UNIT_SECONDS = 2400
 MIRI_SECONDS = 3600
 HOST_SECONDS = 900
 # A worker that says nothing for so long hangs: no test of the default run takes half of it on a busy machine.

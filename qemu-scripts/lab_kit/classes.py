@@ -24,11 +24,13 @@ LIST_SECONDS = 120
 KEPT_LINES = 400
 LOG_LINES = 200
 
-# The modules of tests that run on kernels of their own.
-KINDS = {"test_debug_kernel": "debug", "test_arm": "arm"}
-# Processor seconds that a test takes on these kernels, if the class was never measured.
-GUESSES = {"debug": 14.0, "arm": 6.0, "lab": 3.0}
+# The first words of kernels' names in `vm.lab` that make a class another kind than `lab`.
+KINDS = ("debug", "arm")
+# Processor seconds that the start of a guest takes with these kernels, and what a test takes besides: for classes that were
+# never measured.
+GUESSES = {"debug": 8.0, "arm": 5.0, "lab": 3.0}
 NESTED_GUESS = 60.0
+TEST_GUESS = 0.5
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class TestClass:
     tests: tuple[str, ...]
     # The modules of tests that the class, and what it derives from, are in.
     modules: frozenset[str]
+    # What its guests boot: a name of `vm.lab`.
+    kernel: str = ""
     weight: float = 0.0
 
     @property
     def kind(self) -> str:
         """The kernels that its guests boot: `debug`, `arm`, or `lab`."""
-        return KINDS.get(self.name.partition(".")[0], "lab")
+        return next((kind for kind in KINDS if self.kernel.startswith(kind)), "lab")
 
 
 def weights() -> dict[str, float]:
@@ -83,8 +87,10 @@ def find(suite: str, directory: pathlib.Path, environment: dict[str, str]) -> li
         elif "error" in record:
             noise.append(record["error"])
         elif "cls" in record:
-            cls = TestClass(suite, record["cls"], tuple(record["tests"]), frozenset(record["modules"]))
-            guess = (NESTED_GUESS if suite == "nested" else GUESSES[cls.kind]) * len(cls.tests)
+            tests, modules = tuple(record["tests"]), frozenset(record["modules"])
+            cls = TestClass(suite, record["cls"], tests, modules, record["kernel"])
+            start = NESTED_GUESS if suite == "nested" else GUESSES[cls.kind]
+            guess = start * (1 if record["shares"] else len(cls.tests)) + TEST_GUESS * len(cls.tests)
             found.append(replace(cls, weight=known.get(f"{suite}::{cls.name}", guess)))
         complete = complete or "end" in (record or {})
 

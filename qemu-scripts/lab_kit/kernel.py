@@ -198,7 +198,8 @@ def _build(name: str, fragments: str, target: Target = PC) -> Kernel:
         shutil.copy(build / target.directory / target.image, path / target.image)
 
     try:
-        path = cache.entry(f"kernel-{cache.key(source_package(version()), fragments, *STAMP, *target.variables)}", make, resume=True)
+        key = cache.key(source_package(version()), fragments, *STAMP, *target.variables)
+        path = cache.entry(f"kernel-{key}", make, resume=True)
     except Missing as missing:
         raise Missing(f"{name}: {missing}".replace(f"{name}: {name}", name)) from missing
     return Kernel(path / target.image, path / "modules")

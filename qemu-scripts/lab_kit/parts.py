@@ -60,6 +60,15 @@ class Parts:
         return Job("the version of Linux", run, KERNELS)
 
     @functools.cached_property
+    def source(self) -> Job:
+        """The source of that Linux, which the kernels unpack for themselves if nothing else has."""
+
+        def run() -> None:
+            kernel.ensure_source()
+
+        return Job("the source of Linux", run, KERNELS, 15, needs=(self.version,), makes=True)
+
+    @functools.cached_property
     def qemu(self) -> Job:
         def run() -> None:
             self._lab(["qemu"], FETCH_SECONDS)
@@ -102,7 +111,8 @@ class Parts:
             self._lab([command], KERNEL_SECONDS)
             self._say(variable, ensure())
 
-        return Job(name, run, KERNELS, weight, needs=(self.version, *needs), after=after, holds="the lab's cache", makes=True)
+        needs, after = (self.version, *needs), (self.source, *after)
+        return Job(name, run, KERNELS, weight, needs=needs, after=after, holds="the lab's kernels", makes=True)
 
     @functools.cached_property
     def kernel(self) -> Job:
@@ -206,14 +216,14 @@ class Parts:
         def run() -> None:
             self.environment["LAB_PCI_SELFTEST"] = str(selftest.ensure_pci_selftest())
 
-        return Job("the kernel's test of PCI endpoints", run, BUILDS, 2, needs=(self.kernel,))
+        return Job("the kernel's test of PCI endpoints", run, BUILDS, 2, needs=(self.source,))
 
     @functools.cached_property
     def arm_selftest(self) -> Job:
         def run() -> None:
             self.environment["LAB_ARM_PCI_SELFTEST"] = str(selftest.ensure_pci_selftest(cross.COMPILER))
 
-        return Job("the kernel's test of PCI endpoints for Arm", run, BUILDS, 2, needs=(self.kernel,))
+        return Job("the kernel's test of PCI endpoints for Arm", run, BUILDS, 2, needs=(self.source,))
 
     def versions(self) -> str:
         """What Linux and which QEMU a run stood on."""

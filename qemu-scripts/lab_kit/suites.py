@@ -133,10 +133,23 @@ class Suites:
             rust("cargo miri test", command, MIRI_SECONDS, environment)
 
         jobs.append(Job("unit::cargo test", cargo_test, UNIT, 100, holds="target/debug"))
-        if options.pattern is None:
+        if options.pattern is None and self._miri_runs():
             jobs.append(Job("unit::miri", miri, UNIT, 60, holds="target/miri"))
         jobs.append(Job("unit::tests of the lab", self._lab_tests, CHECKS, 99))
         return jobs + [job for job in fuzzing.jobs(self._tally, options.everything) if options.wants(job.name)]
+
+    def _miri_runs(self) -> bool:
+        reason = "" if self._options.everything else rotation.miri_skips(self._change)
+        if reason:
+            self._tally.show(f"rotation: miri: left out: {reason}")
+        return not reason
+
+    @functools.cached_property
+    def _change(self) -> rotation.Change:
+        """What has changed, said once."""
+        change = rotation.change()
+        self._tally.show(f"rotation: commit {change.commit[:12] or 'unknown'}, changes since: {change.since}")
+        return change
 
     def _lab_tests(self) -> None:
         """The tests of what runs the tests: by unittest alone."""
@@ -191,7 +204,7 @@ class Suites:
         kernel, and on Arm."""
         found = self._classes("guest", FUNCTIONAL)
         if not self._options.everything and self._options.pattern is None:
-            selection = rotation.select(found, rotation.change())
+            selection = rotation.select(found, self._change)
             self._tally.show(*(f"rotation: {line}" for line in selection.lines))
             found = selection.classes
         return [self._guest_job(cls) for cls in found]
@@ -288,9 +301,10 @@ WITH_SCRIPTS = (".ci", "guest", "qemu-scripts", "tests", "share")
 
 def shell_scripts() -> list[str]:
     """Every script for the shell."""
-    listed = subprocess.run(["git", "ls-files", "-z", *WITH_SCRIPTS], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = ["git", "ls-files", "-z", *WITH_SCRIPTS]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     found = []
-    for name in filter(None, listed.split("\0")):
+    for name in filter(None, listed.stdout.split("\0")):
         path = ROOT / name
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as file:

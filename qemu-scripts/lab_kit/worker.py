@@ -106,7 +106,7 @@ def flat(suite: unittest.TestSuite | unittest.TestCase) -> Iterator[unittest.Tes
 
 
 def show(directory: str) -> None:
-    """Lists classes: their tests, and the modules of tests that they and what they derive from are in."""
+    """Lists classes: their tests, the modules of tests that they and what they derive from are in, and how guests start."""
     loader = unittest.TestLoader()
     classes: dict[type, list[str]] = {}
     for test in flat(loader.discover(directory, top_level_dir=directory)):
@@ -116,7 +116,13 @@ def show(directory: str) -> None:
         say(error=error)
     for cls, tests in classes.items():
         modules = {base.__module__ for base in inspect.getmro(cls) if base.__module__.startswith("test_")}
-        say(cls=f"{cls.__module__}.{cls.__qualname__}", tests=tests, modules=sorted(modules))
+        say(
+            cls=f"{cls.__module__}.{cls.__qualname__}",
+            tests=tests,
+            modules=sorted(modules),
+            kernel=getattr(getattr(cls, "kernel", None), "__name__", ""),
+            shares=getattr(cls, "shares_machines", False),
+        )
 
 
 def main() -> int:

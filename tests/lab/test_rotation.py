@@ -52,7 +52,7 @@ class RotationTest(unittest.TestCase):
             fixed = {cls for cls in self.of_kind(kind) if cls.modules & rotation.ALWAYS[kind]}
             rotating = len(self.of_kind(kind)) - len(fixed)
             turn = len((self.chosen(unrelated()) & self.of_kind(kind)) - fixed)
-            self.assertIn(turn - rotating / rotation.SHARE, (0, 1 / 3, 2 / 3), kind)
+            self.assertEqual(turn, -(-rotating // rotation.SHARE), kind)
 
     def test_every_class_has_its_turn(self):
         seen = set().union(*(self.chosen(unrelated(number)) for number in range(40)))
@@ -94,6 +94,14 @@ class RotationTest(unittest.TestCase):
         self.assertGreater(len(concerned), 2)
         for number in range(20):
             self.assertLessEqual(concerned, self.chosen(Change(commit(number), change.files, "a test")))
+
+    def test_miri_has_its_turn_and_runs_when_a_pure_module_has_changed(self):
+        skipped = [bool(rotation.miri_skips(unrelated(number))) for number in range(40)]
+        self.assertEqual(set(skipped), {False, True})
+        for number in range(20):
+            for file in ("src/device/mod.rs", "src/spec/ids.rs"):
+                self.assertEqual(rotation.miri_skips(Change(commit(number), frozenset({file}), "a test")), "")
+        self.assertEqual(rotation.miri_skips(Change("", None, "no history")), "")
 
     def test_all_run_when_it_is_unknown_what_has_changed(self):
         self.assertEqual(self.chosen(Change("", None, "no history")), set(self.classes))

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The kernel's own tests, compiled from its source as they are."""
+"""The kernel's own tests, compiled from its source as they are, and a driver that the lab's kernels are without."""
 
 import functools
 import pathlib
+import shutil
 
 from . import cache, cross, debian
-from .kernel import ensure_source, source_package, version
+from .kernel import ARM, ensure_arm_kernel, ensure_source, source_package, version
 
 PCI = "pci_endpoint"
 
@@ -23,3 +24,17 @@ def ensure_pci_selftest(compiler: str = "gcc") -> pathlib.Path:
 
     entry = cache.entry(f"selftest-{cache.key(PCI, source_package(version()), debian.BACKPORTS, compiler)}", make)
     return entry / f"{PCI}_test"
+
+
+@functools.cache
+def ensure_arm_mmio_driver() -> pathlib.Path:
+    """The module virtio_mmio for the stock kernel for Arm."""
+    build = ensure_arm_kernel().image.parent / "build"
+
+    def make(path: pathlib.Path) -> None:
+        debian.need_tools({**cross.TOOLS, "make": "make"})
+        shutil.copy(ensure_source() / "drivers" / "virtio" / "virtio_mmio.c", path)
+        (path / "Makefile").write_text("obj-m := virtio_mmio.o\n")
+        debian.run(["make", "-C", str(build), f"M={path}", *ARM.variables, "modules"], "virtio_mmio for Arm")
+
+    return cache.entry(f"virtio-mmio-{cache.key(build.parent.name)}", make) / "virtio_mmio.ko"

@@ -20,7 +20,7 @@ from test_pci_endpoint import FIRST, VECTORS
 
 from bases.testcase import FunctionalTest
 from lab_kit.vm import lab
-from lab_kit.vm.arm import MSI_WINDOW, ArmMachine, overlay
+from lab_kit.vm.arm import MSI_WINDOW, ArmMachine, MmioMachine, mmio_overlay, overlay
 from lab_kit.vm.backend import Backend
 from lab_kit.vm.guest import GuestError
 from lab_kit.vm.machine import ENDPOINTS
@@ -62,6 +62,32 @@ class DeviceTreeTest(Arm):
 
     def test_the_manual_has_it(self):
         self.assertIn(overlay("00:04.0", ["00:05.0"]), MANUAL.read_text())
+
+
+class MmioTest(Arm, test_pci_endpoint.FunctionTest):
+    """The IOMMU as a device of virtio-mmio, for functions on the PCI bus."""
+
+    machine_type = MmioMachine
+
+    def test_it_translates_functions_of_the_pci_bus(self):
+        socket = self.directory / "function.sock"
+        backend = self.start_backend(endpoints=(ENDPOINTS[0], f"{FIRST},soft={socket}"))
+        try:
+            programs = (self.selftest(), lab.arm_mmio_driver())
+        except lab.Missing as missing:
+            self.skipTest(str(missing))
+        machine = self.start_machine(backend, functions={FIRST: socket}, programs=programs, edus=ENDPOINTS[:1])
+        guest = machine.guest
+        guest.run("insmod virtio_mmio")
+        guest.load("virtio_iommu")
+        guest.load("pci_endpoint_test")
+        self.assertEqual(guest.lines("ls /sys/class/iommu"), ["a000000.virtio_mmio"])
+        self.assertEqual(set(guest.group_types()), {ENDPOINTS[0], FIRST})
+        self.check_selftest(guest)
+        self.assert_clean(backend.control)
+
+    def test_the_manual_has_it(self):
+        self.assertIn(mmio_overlay(["00:05.0"]), MANUAL.read_text())
 
 
 class ArmProbeTest(Arm, test_probe.ProbeTest):

@@ -3,6 +3,7 @@
 
 import pathlib
 import subprocess
+from collections.abc import Iterable
 
 from . import lab
 from .machine import IOMMU, Machine, MachineConfig, device_options
@@ -43,11 +44,41 @@ def _id(place: str) -> int:
     return bus << 8 | device << 3 | function
 
 
-def overlay(iommu: str, endpoints: list[str]) -> str:
+def overlay(iommu: str, endpoints: Iterable[str]) -> str:
     """The source of the addition."""
-    entries = ", ".join(f"<{_id(endpoint):#x} &iommu {_id(endpoint):#x} 1>" for endpoint in endpoints)
     _, device, function = _address(iommu)
-    return OVERLAY.format(entries=entries, device=device, function=function, reg=_id(iommu) << 8)
+    return OVERLAY.format(entries=_entries(endpoints), device=device, function=function, reg=_id(iommu) << 8)
+
+
+# The same for an IOMMU that is a device of virtio-mmio.
+MMIO_OVERLAY = """\
+/dts-v1/;
+/plugin/;
+
+/ {{
+    fragment@0 {{
+        target-path = "/virtio_mmio@a000000";
+        iommu: __overlay__ {{
+            #iommu-cells = <1>;
+        }};
+    }};
+    fragment@1 {{
+        target-path = "/pcie@10000000";
+        __overlay__ {{
+            iommu-map = {entries};
+        }};
+    }};
+}};
+"""
+
+
+def _entries(endpoints: Iterable[str]) -> str:
+    return ", ".join(f"<{_id(endpoint):#x} &iommu {_id(endpoint):#x} 1>" for endpoint in endpoints)
+
+
+def mmio_overlay(endpoints: Iterable[str]) -> str:
+    """The source of the addition, with the IOMMU on virtio-mmio."""
+    return MMIO_OVERLAY.format(entries=_entries(endpoints))
 
 
 class ArmMachine(Machine):
@@ -67,15 +98,23 @@ class ArmMachine(Machine):
             *self.qemu(), "-machine", "virt,gic-version=3", *machine, "-dtb", str(self._device_tree(machine, config)),
             "-kernel", str(config.kernel.image), "-initrd", str(image),
             "-append", f"{COMMAND_LINE} {config.command_line}",
-            *device_options(config),
+            *self.devices(config),
         ]  # fmt: skip
+
+    def overlay(self, config: MachineConfig) -> str:
+        """What the device tree gets in addition."""
+        return overlay(IOMMU, config.endpoints)
+
+    def devices(self, config: MachineConfig) -> list[str]:
+        """QEMU's options for the IOMMU and its endpoints."""
+        return device_options(config)
 
     def _device_tree(self, machine: list[str], config: MachineConfig) -> pathlib.Path:
         """QEMU's own tree of the machine with the addition."""
         own, source, compiled, tree = (
             self.directory / name for name in ("virt.dtb", "iommu.dtso", "iommu.dtbo", "guest.dtb")
         )
-        source.write_text(overlay(IOMMU, list(config.endpoints)))
+        source.write_text(self.overlay(config))
         # Two serial lines, as the guest has them.
         serial = ["-serial", "null", "-serial", "null"]
         for command in (
@@ -85,3 +124,13 @@ class ArmMachine(Machine):
         ):
             subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         return tree
+
+
+class MmioMachine(ArmMachine):
+    """The same with the IOMMU on virtio-mmio; the kernel's driver for that is among `programs`."""
+
+    def overlay(self, config: MachineConfig) -> str:
+        return mmio_overlay(config.endpoints)
+
+    def devices(self, config: MachineConfig) -> list[str]:
+        return ["-global", "virtio-mmio.force-legacy=off", *device_options(config, ",bus=virtio-mmio-bus.0")]

@@ -21,6 +21,7 @@ environment variable names another one:
 | `LAB_PCI_SELFTEST` | the kernel's own test of PCI endpoints, tools/testing/selftests/pci_endpoint |
 | `LAB_INIT` | the guest's program, made by `make -C guest` |
 | `LAB_ARM_PCI_SELFTEST`, `LAB_ARM_INIT` | both for Arm |
+| `LAB_ARM_MMIO_DRIVER` | the module virtio_mmio for the kernel for Arm |
 | `LAB_LINUX` | the version of Linux that the kernels are built from; the newest one in the cache |
 | `LAB_PATIENCE` | how many times as long as usual to wait for a guest |
 | `LAB_DISK_SECONDS` | how long the nested suite writes and reads a passed-through disk |
@@ -42,8 +43,8 @@ from ..cache import Missing
 from ..kernel import Kernel
 
 __all__ = [
-    "Kernel", "Missing", "arm_init", "arm_kernel", "arm_patched_kernel", "arm_pci_selftest", "arm_qemu", "backend",
-    "debian_kernel", "debug_kernel", "debug_patched_kernel", "guest_init", "lab_kernel", "odd_backend",
+    "Kernel", "Missing", "arm_init", "arm_kernel", "arm_mmio_driver", "arm_patched_kernel", "arm_pci_selftest",
+    "arm_qemu", "backend", "debian_kernel", "debug_kernel", "debug_patched_kernel", "guest_init", "lab_kernel", "odd_backend",
     "patched_kernel", "pci_selftest", "qemu", "test_backend",
 ]  # fmt: skip
 
@@ -145,6 +146,16 @@ def arm_pci_selftest() -> pathlib.Path:
     _need(cross.PROGRAM_TOOLS)
     _in_cache("the kernel's source", "fetch", kernels.ensure_source)
     return selftest.ensure_pci_selftest(cross.COMPILER)
+
+
+@functools.cache
+def arm_mmio_driver() -> pathlib.Path:
+    """The module virtio_mmio for the stock kernel for Arm, which has none."""
+    if given := _path("LAB_ARM_MMIO_DRIVER"):
+        return given
+    _need({**cross.TOOLS, "make": "make"})
+    _in_cache("the kernel for Arm", "arm-kernel", kernels.ensure_arm_kernel)
+    return selftest.ensure_arm_mmio_driver()
 
 
 def lab_kernel() -> Kernel:

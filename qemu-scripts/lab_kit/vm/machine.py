@@ -90,12 +90,12 @@ def qemu_command(config: MachineConfig, image: pathlib.Path) -> list[str]:
     return [*command, *device_options(config)]
 
 
-def device_options(config: MachineConfig) -> list[str]:
-    """The IOMMU, and its endpoints."""
+def device_options(config: MachineConfig, place: str = f"-pci,addr={_addr(IOMMU)}") -> list[str]:
+    """The IOMMU, where `place` says, and its endpoints."""
     if config.vhost_socket:
-        generic = "vhost-user-test-device-pci,chardev=iommu,virtio-id=23,num_vqs=2,config_size=40"
+        generic = "chardev=iommu,virtio-id=23,num_vqs=2,config_size=40"
         options = ["-chardev", f"socket,id=iommu,path={config.vhost_socket}"]
-        options += ["-device", f"{generic},vq_size={config.queue_size},addr={_addr(IOMMU)}"]
+        options += ["-device", f"vhost-user-test-device{place},{generic},vq_size={config.queue_size}"]
     else:
         options = ["-device", f"virtio-iommu-pci,addr={_addr(IOMMU)}"]
     for endpoint in (endpoint for endpoint in config.edus if endpoint not in config.functions):

@@ -2,13 +2,14 @@
 //! The program: see `vhost-device-iommu --help`.
 #![forbid(unsafe_code)]
 
+use std::env;
 use std::error::Error;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use vhost_device_iommu::cli::args::{Args, ArgsError, Command};
+use vhost_device_iommu::cli::args::{Args, ArgsError, Command, asks_for_capabilities};
 use vhost_device_iommu::cli::{check, ctl, serve, viot};
 use vhost_device_iommu::os::log_output::LogOutput;
 
@@ -28,8 +29,11 @@ const CAPABILITIES: &str = r#"{
 "#;
 
 fn main() -> ExitCode {
+    if asks_for_capabilities(env::args_os().skip(1)) {
+        return status(print_capabilities().map_err(Failure::from));
+    }
     let args = Args::parse();
-    let result = match &args.command {
+    status(match &args.command {
         Some(Command::Viot(args)) => viot::run(args).map_err(Failure::from),
         Some(Command::Ctl(args)) => ctl::run(args).map_err(Failure::from),
         Some(Command::Check(args)) => {
@@ -41,12 +45,15 @@ fn main() -> ExitCode {
                 Err(error) => Err(error.into()),
             }
         }
-        None if args.serve.print_capabilities => print_capabilities().map_err(Failure::from),
         None => {
             args.serve.check().unwrap_or_else(misused);
             serve::serve(&args.serve)
         }
-    };
+    })
+}
+
+/// The exit status, after the error is printed.
+fn status(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -133,6 +133,9 @@ fn capabilities_are_json_and_other_options_do_not_matter() {
     for arguments in [
         &["--print-capabilities"][..],
         &["--print-capabilities", "--fd", "3", "--endpoint", "1"],
+        &["--print-capabilities", "--nonsense"],
+        &["--fd", "x", "--endpoint", "", "--print-capabilities"],
+        &["--print-capabilities", "--help", "nonsense"],
     ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(0));
@@ -305,6 +308,29 @@ fn viot_writes_the_table() {
     let itself = run(&["viot", "--iommu", "00:04.0", "--endpoint", "00:04.0"]);
     assert_eq!(itself.status.code(), Some(1));
     assert!(stderr(&itself).contains("the IOMMU itself"));
+}
+
+#[test]
+fn viot_writes_a_whole_table_with_its_header() {
+    let options = ["viot", "--iommu", "00:04.0", "--endpoint", "00:05.0"];
+    let body = run(&options).stdout;
+    let table = run(&[&options[..], &["--header"]].concat()).stdout;
+    assert_eq!(table[..4], *b"VIOT");
+    assert_eq!(table[4..8], (36 + body.len() as u32).to_le_bytes());
+    assert_eq!(table[36..], body);
+    let sum = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    assert_eq!(sum, 0);
+}
+
+#[test]
+fn viot_says_that_it_needs_an_endpoint_or_a_bus() {
+    let output = run(&["viot", "--iommu", "00:04.0"]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = stderr(&output);
+    assert!(
+        text.contains("{--endpoint <BDF> | --bus <BUS>}..."),
+        "{text}"
+    );
 }
 
 #[test]

@@ -233,13 +233,16 @@ fn functions_come_and_go_under_the_filter() {
 
 #[test]
 fn a_guest_on_an_inherited_connection_is_served_until_it_goes() {
-    let (ours, theirs) = UnixStream::pair().expect("a pair");
-    let options = "--endpoint 0x28 --seccomp kill";
-    let mut child = program_on(theirs, options);
-    let mut guest = Guest::on(ours, &GuestOptions::default());
-    assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
-    drop(guest);
-    assert_eq!(child.wait().expect("its end").code(), Some(0));
+    for nonblocking in [false, true] {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        theirs.set_nonblocking(nonblocking).expect("nonblocking");
+        let options = "--endpoint 0x28 --seccomp kill";
+        let mut child = program_on(theirs, options);
+        let mut guest = Guest::on(ours, &GuestOptions::default());
+        assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+        drop(guest);
+        assert_eq!(child.wait().expect("its end").code(), Some(0));
+    }
 }
 
 #[test]

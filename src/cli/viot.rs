@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The ACPI Virtual I/O Translation table (VIOT): which endpoints the IOMMU translates.
 //!
-//! QEMU writes the 36-byte ACPI header itself from `-acpitable sig=VIOT,rev=0,data=FILE`; what is here is the
-//! rest. Offsets inside the table count from the start of the header. The crate `acpi_tables` has a VIOT too,
-//! but its endpoint numbers leave the PCI segment out, which ours have ([`EndpointId`]'s `FromStr`).
+//! QEMU writes the 36-byte ACPI header itself with `-acpitable sig=VIOT,rev=0,data=FILE`: for that there is the rest
+//! alone. Others want it with the header (`--header`). Offsets inside the table count from the start of the header. The
+//! crate `acpi_tables` has a VIOT too, but its endpoint numbers leave the PCI segment out, which ours have
+//! ([`EndpointId`]'s `FromStr`).
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -21,6 +22,23 @@ use crate::spec::EndpointId;
 const ACPI_HEADER_LEN: u16 = 36;
 /// Offset of the first node, the IOMMU's.
 const IOMMU_NODE_OFFSET: u16 = ACPI_HEADER_LEN + size_of::<Head>() as u16;
+
+/// The header of every ACPI table (ACPI 6.5, 5.2.6).
+#[derive(IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct AcpiHeader {
+    signature: [u8; 4],
+    /// Of the table with its header, in bytes.
+    length: U32,
+    revision: u8,
+    /// Makes the sum of all bytes of the table 0.
+    checksum: u8,
+    oem_id: [u8; 6],
+    oem_table_id: [u8; 8],
+    oem_revision: U32,
+    creator_id: [u8; 4],
+    creator_revision: U32,
+}
 
 /// What follows the ACPI header.
 #[derive(IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -60,6 +78,7 @@ struct PciRange {
 }
 
 const _: () = {
+    assert!(size_of::<AcpiHeader>() == ACPI_HEADER_LEN as usize);
     assert!(size_of::<Head>() == 12);
     assert!(size_of::<VirtioPciIommu>() == 16);
     assert!(size_of::<PciRange>() == 24);
@@ -90,6 +109,9 @@ pub enum ViotError {
 }
 
 /// The table without its ACPI header.
+///
+/// # Errors
+/// The IOMMU is among the endpoints, an endpoint is there twice, or there are too many ranges.
 pub fn table(iommu: EndpointId, endpoints: &[EndpointId]) -> Result<Vec<u8>, ViotError> {
     let ranges = ranges(iommu, endpoints)?;
     // The IOMMU is a node too.
@@ -127,6 +149,28 @@ pub fn table(iommu: EndpointId, endpoints: &[EndpointId]) -> Result<Vec<u8>, Vio
     Ok(bytes)
 }
 
+/// A table with its header and checksum.
+fn with_header(table: &[u8]) -> Vec<u8> {
+    let mut header = AcpiHeader {
+        signature: *b"VIOT",
+        // A table of 65,535 ranges, the most there are, has 1.6 MB.
+        length: U32::new(u32::from(ACPI_HEADER_LEN) + table.len() as u32),
+        revision: 0,
+        checksum: 0,
+        oem_id: *b"VHOST ",
+        oem_table_id: *b"IOMMU   ",
+        oem_revision: U32::new(1),
+        creator_id: *b"VDIO",
+        creator_revision: U32::new(1),
+    };
+    header.checksum = sum(&[header.as_bytes(), table].concat()).wrapping_neg();
+    [header.as_bytes(), table].concat()
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, &byte| sum.wrapping_add(byte))
+}
+
 /// Neighbouring endpoints of a segment, joined; ascending.
 fn ranges(iommu: EndpointId, endpoints: &[EndpointId]) -> Result<Vec<(u32, u32)>, ViotError> {
     let mut sorted = BTreeSet::new();
@@ -162,10 +206,17 @@ fn functions(first: EndpointId) -> impl Iterator<Item = EndpointId> {
 }
 
 /// `vhost-device-iommu viot`.
+///
+/// # Errors
+/// There is no such table, or it cannot be written.
 pub fn run(args: &ViotArgs) -> Result<(), ViotError> {
     let on_buses = args.buses.iter().copied().flat_map(functions);
     let endpoints: Vec<_> = args.endpoints.iter().copied().chain(on_buses).collect();
-    let table = table(args.iommu, &endpoints)?;
+    let body = table(args.iommu, &endpoints)?;
+    let table = match args.header {
+        true => with_header(&body),
+        false => body,
+    };
     match &args.output {
         Some(path) => write_file(path, &table),
         None => {
@@ -208,6 +259,16 @@ mod tests {
             1, 0, 24, 0, 0x28, 0, 0, 0, 0, 0, 0, 0, 0x28, 0, 0x28, 0, 48, 0, 0, 0, 0, 0, 0, 0,
         ];
         assert_eq!(table, expected);
+    }
+
+    #[test]
+    fn a_whole_table_has_a_length_and_a_sum_of_zero() {
+        let body = table(id("00:04.0"), &ids(&["00:05.0"])).expect("table");
+        let whole = with_header(&body);
+        assert_eq!(&whole[..4], b"VIOT");
+        assert_eq!(whole[4..8], [36 + 52, 0, 0, 0]);
+        assert_eq!(whole[36..], body);
+        assert_eq!(sum(&whole), 0);
     }
 
     #[test]

@@ -1,70 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The command line.
 //!
-//! [`Args`] is what clap reads; [`ServeArgs::check`] finds what clap cannot: options that contradict each
-//! other. Every message says what was asked, why it cannot be, and what to do.
+//! [`Args`] is what clap reads. [`ServeArgs::check`] finds what clap cannot: options that contradict each other. Every
+//! message says what was asked, why it cannot be, and what to do.
+//!
+//! Files: `values` (values of options), `conflicts` (options that do not go together), `text` (usage and examples).
 #![forbid(unsafe_code)]
 
+mod conflicts;
+mod text;
 mod values;
 
-use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
 use crate::device::DeviceConfig;
-use crate::endpoints::{Backing, EndpointSpec, VfioDevice};
+use crate::endpoints::EndpointSpec;
 use crate::host::ReservedRegion;
 use crate::host::mapping::IovaRange;
 use crate::spec::EndpointId;
+use crate::transport::Options;
 
-const USAGE: &str = "\
-vhost-device-iommu {--socket-path <PATH> | --fd <N>} --endpoint <ID>... [OPTIONS]
-       vhost-device-iommu viot --iommu <BDF> {--endpoint <BDF>|--bus <BUS>}... [-o <FILE>]
-       vhost-device-iommu ctl <PATH> <COMMAND>...
-       vhost-device-iommu check [--endpoint <ID,vfio=PATH>]... [--bind] [--json]";
+pub use conflicts::ArgsError;
 
 /// `--iommufd` unless given.
 pub const DEFAULT_IOMMUFD: &str = "/dev/iommu";
 
-const EXAMPLES: &str = "\
-Examples:
-  A software endpoint at 00:05.0, driven over the control socket:
-    vhost-device-iommu --socket-path /run/iommu.sock --endpoint 00:05.0 --control /run/iommu.ctl
-    vhost-device-iommu ctl /run/iommu.ctl dma-read endpoint=00:05.0 iova=0x1000 length=16
-
-  A software endpoint with a PCI function, which QEMU's vfio-user-pci connects to:
-    vhost-device-iommu --socket-path /run/iommu.sock --endpoint 00:05.0,soft=/run/pci.sock
-
-  A physical device (its driver is vfio-pci), which the guest sees at 00:06.0:
-    vhost-device-iommu --socket-path /run/iommu.sock \\
-        --endpoint 00:06.0,vfio=/dev/vfio/devices/vfio0
-
-  QEMU, with the IOMMU at 00:04.0 and the table that tells the guest so:
-    vhost-device-iommu viot --iommu 00:04.0 --endpoint 00:05.0 -o viot.bin
-    qemu-system-x86_64 -machine q35 \\
-        -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem \\
-        -chardev socket,id=c,path=/run/iommu.sock \\
-        -device vhost-user-test-device-pci,chardev=c,virtio-id=23,num_vqs=2,vq_size=1024,config_size=40,addr=04.0 \\
-        -acpitable sig=VIOT,rev=0,data=viot.bin ...
-
-Exit status: 0 after SIGTERM or SIGINT, or when the socket of --fd is closed; 1 when something failed;
-2 when the command line cannot be understood.";
-
 /// virtio-iommu with page requests, as a vhost-user back-end.
 ///
-/// Serves one virtio IOMMU device (device ID 23) to a vhost-user front-end such as QEMU. Translations are
-/// carried out by Linux iommufd for physical devices, or in this process for software endpoints.
+/// Serves one virtio IOMMU device (device ID 23) to a vhost-user front-end such as QEMU. For physical devices Linux
+/// iommufd translates; for software endpoints this process does.
 #[derive(Debug, Parser)]
 #[command(
     version,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    override_usage = USAGE,
-    after_long_help = EXAMPLES,
-    max_term_width = 100
+    override_usage = text::USAGE,
+    after_long_help = text::EXAMPLES,
+    term_width = text::WIDTH
 )]
 pub struct Args {
     /// What to do instead of serving.
@@ -80,43 +57,21 @@ pub struct Args {
 pub enum Command {
     /// Write the ACPI VIOT table that tells a guest which endpoints the IOMMU translates
     ///
-    /// The output is what QEMU takes after "-acpitable sig=VIOT,rev=0,data=": the table without its header.
+    /// QEMU takes the output after "-acpitable sig=VIOT,rev=0,data=". With --header it is a whole table, which QEMU takes
+    /// after "-acpitable file=", libvirt in <table type='raw'>, and "iasl -d" as its input.
+    #[command(override_usage = text::VIOT_USAGE)]
     Viot(ViotArgs),
     /// Send a command to a control socket and print its answer
     ///
-    /// COMMAND is a name followed by key=value arguments, or one JSON object as it goes over the socket.
-    #[command(after_help = CTL_EXAMPLES)]
+    /// COMMAND is a name followed by key=value arguments, or a JSON object as it goes over the socket.
+    #[command(after_help = text::CTL_EXAMPLES)]
     Ctl(CtlArgs),
-    /// Say what this machine can do for devices, and what to do about what is missing
+    /// Say what this machine can do for devices, and what to do about what it lacks
     ///
-    /// Looks at the kernel, its IOMMUs and the devices named. Nothing is changed unless --bind is given.
-    #[command(after_help = CHECK_STATUS)]
+    /// Looks at the kernel, its IOMMUs and the devices named. Without --bind it changes nothing.
+    #[command(after_help = text::CHECK_STATUS)]
     Check(CheckArgs),
 }
-
-const CHECK_STATUS: &str = "\
-Exit status: 0 when nothing that serving devices needs is missing; 1 when something is.";
-
-const CTL_EXAMPLES: &str = "\
-Commands:
-  status
-  counters [format=prometheus]
-  mappings domain=N
-  endpoint endpoint=ID
-  endpoint-add endpoint=ID [soft=PATH | vfio=PATH | vfio-fd=N] [dev-id=N] [qemu-id=ID]
-  endpoint-remove endpoint=ID
-  dma-read endpoint=ID iova=N length=N [pasid=N]
-  dma-write endpoint=ID iova=N data=HEX [pasid=N]
-  page-request endpoint=ID pages=IOVA:ACCESS[,IOVA:ACCESS]... [pasid=N]
-      ACCESS is one or more of r, w, x (execute), p (privileged)
-
-Numbers are decimal, or hexadecimal after 0x.
-
-Examples:
-  vhost-device-iommu ctl /run/iommu.ctl page-request endpoint=00:05.0 pages=0x1000:r,0x2000:rw
-  vhost-device-iommu ctl /run/iommu.ctl '{\"execute\":\"mappings\",\"arguments\":{\"domain\":1}}'
-
-Exit status: 0 with the answer on standard output; 1 with an error on standard error.";
 
 /// The first function of a bus: `01`, `0000:01`.
 fn first_of_bus(text: &str) -> Result<EndpointId, String> {
@@ -131,19 +86,24 @@ pub struct ViotArgs {
     /// PCI address of the IOMMU in the guest, such as 00:04.0
     #[arg(long, value_name = "BDF")]
     pub iommu: EndpointId,
-    /// PCI address of an endpoint in the guest; repeat for more. Neighbours become one range
+    /// PCI address of an endpoint in the guest; repeat for more
+    ///
+    /// Endpoints at neighbouring addresses become one range of the table.
     #[arg(
         long = "endpoint",
         value_name = "BDF",
         required_unless_present = "buses"
     )]
     pub endpoints: Vec<EndpointId>,
-    /// A bus in the guest, such as 01, all of whose functions are endpoints; repeat for more
+    /// A bus in the guest, such as 01, with all its functions; repeat for more
     ///
-    /// For the bus behind a root port, where devices come and go while the guest runs.
+    /// For the bus behind a root port, if devices come and go while the guest runs.
     #[arg(long = "bus", value_name = "BUS", value_parser = first_of_bus)]
     pub buses: Vec<EndpointId>,
-    /// File to write; standard output otherwise
+    /// Write the whole table, with its ACPI header and checksum
+    #[arg(long)]
+    pub header: bool,
+    /// File to write [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -151,7 +111,7 @@ pub struct ViotArgs {
 /// `check`.
 #[derive(Debug, clap::Args)]
 pub struct CheckArgs {
-    /// A device to look at, as it would be served; repeat for more
+    /// A device to look at, described as for serving; repeat for more
     #[arg(long = "endpoint", value_name = "ID,vfio=PATH")]
     pub endpoints: Vec<EndpointSpec>,
     /// The iommufd device [default: /dev/iommu]
@@ -159,11 +119,12 @@ pub struct CheckArgs {
     pub iommufd: Option<PathBuf>,
     /// Set the devices up as for serving, and give them back
     ///
-    /// Each is bound to an iommufd and attached without any memory to reach. That resets it, and fails while
-    /// somebody else uses it. Only so page sizes, addresses, and whether page requests work are known for sure.
+    /// Binds each device to an iommufd, and attaches it without any memory to reach. This resets the device, and fails
+    /// while another process uses it. Without --bind, the report cannot say for sure which page sizes and addresses a
+    /// device has, and whether its page requests work.
     #[arg(long)]
     pub bind: bool,
-    /// Print JSON
+    /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -188,21 +149,22 @@ pub struct CtlArgs {
 /// How to serve.
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
-    /// Listen on this path, and again after a front-end is gone
+    /// Listen on this path, and serve one front-end after the other
     ///
-    /// A socket file that nobody listens on is replaced. One front-end is served at a time; others wait.
+    /// One front-end is served at a time; others wait. If there is a socket file that no process listens on, it is
+    /// replaced; if a process listens there, that is an error.
     #[arg(
         long,
         value_name = "PATH",
         conflicts_with = "fd",
-        required_unless_present_any = ["fd", "print_capabilities"],
+        required_unless_present = "fd",
         help_heading = "Front-end"
     )]
     pub socket_path: Option<PathBuf>,
     /// Permissions of the file of --socket-path, in octal, such as 0666
     ///
-    /// Whoever may write to the file may connect. Without the option these are the file's owner and group (0660), so far
-    /// as the umask lets them.
+    /// Processes that may write to the file may connect. Without this option the file has 0660, for its owner and group,
+    /// minus the umask. With it the umask does not matter.
     #[arg(
         long,
         value_name = "MODE",
@@ -213,22 +175,27 @@ pub struct ServeArgs {
     pub socket_mode: Option<u32>,
     /// Serve on this inherited socket, listening or connected
     ///
-    /// With a connected socket the program ends when it is closed.
+    /// If the socket is connected, the program ends when the front-end closes it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..), help_heading = "Front-end")]
     pub fd: Option<RawFd>,
 
     /// An endpoint behind the IOMMU; repeat for more
     ///
-    /// ID is a number (40, 0x28) or the PCI address in the guest (00:05.0, 0000:00:05.0). With
-    /// vfio=/dev/vfio/devices/vfioN or vfio-fd=N it is a physical device; dev-id=N is then its number in the
-    /// iommufd, where a front-end that shares the iommufd has bound it. Without them it is a software endpoint,
-    /// driven over the control socket. With soft=PATH it is one with a PCI function, served over vfio-user on PATH.
-    /// Software endpoints and devices cannot be mixed. qemu-id=ID is the device's id in QEMU, or its path there: with
-    /// --qmp the endpoint is removed when QEMU has let go of it.
+    /// ID is a number (40, 0x28) or the PCI address in the guest (00:05.0, 0000:00:05.0).
+    ///
+    /// With vfio=/dev/vfio/devices/vfioN or vfio-fd=N the endpoint is a physical device. If a front-end shares the
+    /// iommufd and has bound the device, dev-id=N is the device's number there.
+    ///
+    /// Otherwise it is a software endpoint, driven over the control socket. With soft=PATH it has a PCI function, served
+    /// over vfio-user on PATH to one front-end at a time. One process serves software endpoints or physical devices, not
+    /// both.
+    ///
+    /// qemu-id=ID is the device's id in QEMU, or its path in the tree of objects there. With --qmp, the endpoint is
+    /// removed when QEMU has unplugged that device.
     #[arg(
         long = "endpoint",
         value_name = "ID[,soft=PATH|,vfio=PATH|,vfio-fd=N][,dev-id=N][,qemu-id=ID]",
-        required_unless_present_any = ["iommufd_fd", "print_capabilities"],
+        required_unless_present = "iommufd_fd",
         help_heading = "Endpoints"
     )]
     pub endpoints: Vec<EndpointSpec>,
@@ -242,7 +209,7 @@ pub struct ServeArgs {
     pub iommufd: Option<PathBuf>,
     /// An inherited iommufd, shared with the front-end
     ///
-    /// The front-end binds the devices when it starts. Endpoints can then come with endpoint-add, over --control.
+    /// The front-end binds the devices when it starts. Add them as endpoints then, with endpoint-add over --control.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..), help_heading = "Endpoints")]
     pub iommufd_fd: Option<RawFd>,
 
@@ -258,8 +225,11 @@ pub struct ServeArgs {
     pub boot_bypass: OnOff,
     /// Virtual addresses that no endpoint can use; repeat for more
     ///
-    /// In QEMU's syntax: LOW and HIGH are hexadecimal and both belong to the region; TYPE is 0 for reserved, 1
-    /// for an MSI doorbell. Example: 0xfee00000:0xfeefffff:1
+    /// In QEMU's syntax: LOW and HIGH are hexadecimal, with or without 0x, and both belong to the region; TYPE is 0 for
+    /// reserved, 1 for an MSI doorbell. Example: 0xfee00000:0xfeefffff:1
+    ///
+    /// Devices on x86 and Arm have their doorbells without this option. Functions in software have them on x86, and need
+    /// this option on Arm.
     #[arg(
         long = "reserved-region",
         value_name = "LOW:HIGH:TYPE",
@@ -269,7 +239,7 @@ pub struct ServeArgs {
     pub reserved_regions: Vec<ReservedRegion>,
     /// Page sizes to offer, a bit each [default: all that the host has]
     ///
-    /// The lowest bit is the granule. A Linux guest needs one that is not above its page size.
+    /// The lowest bit is the granule. Linux guests need a granule that is not above their page size.
     #[arg(
         long,
         value_name = "MASK",
@@ -294,7 +264,7 @@ pub struct ServeArgs {
     )]
     pub domain_range: Option<(u32, u32)>,
 
-    /// The most mappings, over all domains; MAP is answered NOMEM beyond
+    /// The most mappings, over all domains; a MAP beyond is answered NOMEM
     #[arg(
         long,
         value_name = "N",
@@ -303,7 +273,7 @@ pub struct ServeArgs {
         help_heading = "Limits"
     )]
     pub max_mappings: u32,
-    /// The most domains; ATTACH is answered NOMEM beyond
+    /// The most domains; an ATTACH beyond is answered NOMEM
     #[arg(
         long,
         value_name = "N",
@@ -312,7 +282,7 @@ pub struct ServeArgs {
         help_heading = "Limits"
     )]
     pub max_domains: u32,
-    /// The most PASID attachments, over all endpoints; ATTACH is answered NOMEM beyond
+    /// The most PASID attachments, over all endpoints; an ATTACH beyond is answered NOMEM
     #[arg(
         long,
         value_name = "N",
@@ -321,7 +291,7 @@ pub struct ServeArgs {
         help_heading = "Limits"
     )]
     pub max_pasids: u32,
-    /// The most page-request groups that wait for the guest; more are refused
+    /// The most page-request groups that wait for the guest, at most 65536; more are refused
     #[arg(
         long,
         value_name = "N",
@@ -340,13 +310,14 @@ pub struct ServeArgs {
     )]
     pub page_response_timeout: f64,
 
-    /// How long to watch the request queue after a request before sleeping; 0 never polls
+    /// How many microseconds to watch the request queue after a request; 0 never polls
     ///
-    /// A wake-up costs more than a request. The time is adapted to what pays; an idle guest costs nothing.
+    /// Waking up takes longer than carrying out a request. The request worker adapts the time to what has paid lately,
+    /// up to this number, which is at most 1000000. While the guest is idle, the worker sleeps.
     #[arg(
         long,
         value_name = "N",
-        default_value_t = 200,
+        default_value_t = Options::default().poll.as_micros() as u32,
         value_parser = clap::value_parser!(u32).range(0..=1_000_000),
         help_heading = "Operation"
     )]
@@ -356,14 +327,18 @@ pub struct ServeArgs {
     pub control: Option<PathBuf>,
     /// Listen to QEMU on this QMP socket: start QEMU with -qmp unix:PATH,server=on,wait=off
     ///
-    /// A reset of the machine is known at once, so that firmware and boot loaders find endpoints as at start; the end of a
-    /// driver is told from a pause; and endpoints with qemu-id are removed when QEMU has unplugged them. The socket is for
-    /// one client: give QEMU one of its own.
+    /// QEMU then tells when the machine is reset, so firmware and boot loaders find endpoints in bypass. It tells whether
+    /// the machine runs, which distinguishes the end of a driver from a pause. And it tells which devices it has
+    /// unplugged: see qemu-id.
+    ///
+    /// A QMP socket serves one client at a time, so give QEMU one for this process alone. Without a connection,
+    /// everything is as without this option, and the connection is tried again every second.
     #[arg(long, value_name = "PATH", help_heading = "Operation")]
     pub qmp: Option<PathBuf>,
     /// How much to log to standard error: off, error, warn, info, debug or trace
     ///
-    /// trace has the bytes of every request, as the driver sent it.
+    /// trace has the bytes of every request, as the driver sent it. Lines that cannot be written are counted, and hold
+    /// nothing up.
     #[arg(
         long,
         value_name = "LEVEL",
@@ -373,8 +348,8 @@ pub struct ServeArgs {
     pub log_level: LevelFilter,
     /// What happens at a system call that the program does not need [default: kill]
     ///
-    /// kill ends the process with SIGSYS; log has the kernel log the call; none installs no filter. Without the
-    /// option, a kernel that takes no filters is only warned about.
+    /// kill: the kernel ends the process with SIGSYS. log: the kernel logs the call. none: there is no filter. If the
+    /// kernel takes no filters, that is an error with this option and a warning without it.
     #[arg(
         long,
         value_name = "kill|log|none",
@@ -384,9 +359,19 @@ pub struct ServeArgs {
     )]
     pub seccomp: Option<Seccomp>,
 
-    /// Print what this back-end can do, as JSON, and exit
+    /// Print what this back-end can do, as JSON, and exit; other options do not matter
     #[arg(long)]
     pub print_capabilities: bool,
+}
+
+/// Whether the command line asks for the capabilities. As the conventions for back-end programs want it, nothing else on
+/// it matters then, not even what is wrong.
+pub fn asks_for_capabilities(arguments: impl IntoIterator<Item = OsString>) -> bool {
+    let mut arguments = arguments.into_iter().peekable();
+    let first = arguments.peek().and_then(|first| first.to_str());
+    let command = Args::command();
+    let is_subcommand = first.is_some_and(|first| command.find_subcommand(first).is_some());
+    !is_subcommand && arguments.any(|argument| argument == "--print-capabilities")
 }
 
 /// on or off.
@@ -409,148 +394,7 @@ pub enum Seccomp {
     None,
 }
 
-/// Options that do not go together.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ArgsError {
-    /// An endpoint came twice.
-    #[error("endpoint {0} is given twice: each --endpoint needs an ID of its own")]
-    DuplicateEndpoint(EndpointId),
-    /// One VFIO device for two endpoints.
-    #[error("{0} is given to two endpoints: a device is one endpoint")]
-    DuplicateDevice(String),
-    /// Both kinds of endpoint.
-    #[error(
-        "endpoint {soft} is a software endpoint and endpoint {device} a device: one process serves one kind; start a second process, or give endpoint {soft} a device with vfio="
-    )]
-    Mixed {
-        /// A software endpoint.
-        soft: EndpointId,
-        /// One with a device.
-        device: EndpointId,
-    },
-    /// An iommufd without a device to use it.
-    #[error("{0} is for endpoints with vfio= or vfio-fd=, and there is none")]
-    UnusedIommufd(&'static str),
-    /// No endpoint, and no way for one to come.
-    #[error("there is no endpoint: name one with --endpoint, or add them over --control")]
-    NoWayIn,
-    /// A descriptor twice.
-    #[error("file descriptor {0} is given for two purposes")]
-    DuplicateFd(RawFd),
-    /// A mock device needs the iommufd it was made in.
-    #[error(
-        "endpoint {0} is a mock device: pass the iommufd that it was made in with --iommufd-fd"
-    )]
-    MockWithoutIommufd(EndpointId),
-    /// The name of a device, and nobody who tells of it.
-    #[error(
-        "endpoint {0} has qemu-id=, which is for --qmp: pass the path of QEMU's QMP socket with it"
-    )]
-    QemuIdWithoutQmp(EndpointId),
-    /// A check of what cannot be looked at.
-    #[error(
-        "endpoint {0}: check looks at devices that nobody uses, by path: give it vfio=/dev/vfio/devices/vfioN and no dev-id"
-    )]
-    NotCheckable(EndpointId),
-    /// One path for two sockets.
-    #[error("{0}: two sockets need two paths; --socket-path, --control and each soft= are one")]
-    SamePath(String),
-}
-
-/// Finds endpoints and devices that are named twice.
-fn check_endpoints(endpoints: &[EndpointSpec]) -> Result<(), ArgsError> {
-    let mut ids = BTreeSet::new();
-    let mut paths = BTreeSet::new();
-    for endpoint in endpoints {
-        if !ids.insert(endpoint.id) {
-            return Err(ArgsError::DuplicateEndpoint(endpoint.id));
-        }
-        if let Backing::Vfio {
-            device: VfioDevice::Path(path),
-            ..
-        } = &endpoint.backing
-            && !paths.insert(path)
-        {
-            return Err(ArgsError::DuplicateDevice(path.display().to_string()));
-        }
-    }
-    Ok(())
-}
-
-impl CheckArgs {
-    /// Finds what cannot be looked at.
-    pub fn check(&self) -> Result<(), ArgsError> {
-        let by_path = |endpoint: &&EndpointSpec| {
-            matches!(
-                endpoint.backing,
-                Backing::Vfio {
-                    device: VfioDevice::Path(_),
-                    dev_id: None
-                }
-            )
-        };
-        if let Some(other) = self.endpoints.iter().find(|endpoint| !by_path(endpoint)) {
-            return Err(ArgsError::NotCheckable(other.id));
-        }
-        check_endpoints(&self.endpoints)
-    }
-}
-
 impl ServeArgs {
-    /// Finds options that contradict each other.
-    pub fn check(&self) -> Result<(), ArgsError> {
-        check_endpoints(&self.endpoints)?;
-        #[cfg(feature = "iommufd-test")]
-        for endpoint in &self.endpoints {
-            if matches!(endpoint.backing, Backing::Mock { .. }) && self.iommufd_fd.is_none() {
-                return Err(ArgsError::MockWithoutIommufd(endpoint.id));
-            }
-        }
-        let soft = self.endpoints.iter().find(|e| e.is_soft());
-        let device = self.endpoints.iter().find(|e| !e.is_soft());
-        match (soft, device) {
-            (Some(soft), Some(device)) => {
-                return Err(ArgsError::Mixed {
-                    soft: soft.id,
-                    device: device.id,
-                });
-            }
-            (_, None) if self.iommufd.is_some() => {
-                return Err(ArgsError::UnusedIommufd("--iommufd"));
-            }
-            (None, None) if self.iommufd_fd.is_some() && self.control.is_none() => {
-                return Err(ArgsError::NoWayIn);
-            }
-            (Some(_), None) if self.iommufd_fd.is_some() => {
-                return Err(ArgsError::UnusedIommufd("--iommufd-fd"));
-            }
-            _ => {}
-        }
-        let mut fds = BTreeSet::new();
-        let device_fds = self.endpoints.iter().filter_map(EndpointSpec::fd);
-        for fd in self.fd.into_iter().chain(self.iommufd_fd).chain(device_fds) {
-            if !fds.insert(fd) {
-                return Err(ArgsError::DuplicateFd(fd));
-            }
-        }
-        let mut sockets = BTreeSet::new();
-        let soft_sockets = self.endpoints.iter().filter_map(EndpointSpec::soft_socket);
-        let own_sockets = self.socket_path.iter().chain(&self.control);
-        for path in own_sockets.map(PathBuf::as_path).chain(soft_sockets) {
-            if !sockets.insert(path) {
-                return Err(ArgsError::SamePath(path.display().to_string()));
-            }
-        }
-        let named = self
-            .endpoints
-            .iter()
-            .find(|endpoint| endpoint.qemu_id.is_some());
-        if let (Some(named), None) = (named, &self.qmp) {
-            return Err(ArgsError::QemuIdWithoutQmp(named.id));
-        }
-        Ok(())
-    }
-
     /// How to set up the device.
     pub fn device_config(&self) -> DeviceConfig {
         DeviceConfig {

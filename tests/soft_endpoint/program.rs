@@ -142,3 +142,30 @@ fn an_interrupt_that_blocks_does_not_hold_up_the_end() {
     let (code, log) = program.end_by("-TERM");
     assert_eq!(code, Some(0), "{log}");
 }
+
+#[test]
+fn a_connection_without_memory_for_its_threads_is_refused_and_the_next_one_is_served() {
+    let (mut program, path) = start();
+    let pid = Pid::from_raw(program.id() as i32).expect("a process");
+    let limit = |current: Option<u64>| {
+        let new = Rlimit {
+            current,
+            maximum: None,
+        };
+        prlimit(Some(pid), Resource::As, new).expect("a limit");
+    };
+    let statm = fs::read_to_string(format!("/proc/{}/statm", program.id())).expect("its size");
+    let pages: u64 = statm
+        .split(' ')
+        .next()
+        .and_then(|n| n.parse().ok())
+        .expect("pages");
+    // Room for what a connection allocates, and not for the stack of a thread.
+    limit(Some(pages * 4096 + (1 << 20)));
+    assert!(!is_served(&mut connect(&path)));
+    limit(None);
+    assert!(is_served(&mut connect(&path)));
+    let (code, log) = program.end_by("-TERM");
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("cannot be accepted"), "{log}");
+}

@@ -29,7 +29,7 @@ from bases.engine import (
 )
 from bases.sharing import own_machine
 from lab_kit.vm import lab
-from lab_kit.vm.guest import Guest, GuestError, pattern
+from lab_kit.vm.guest import SECONDS, Guest, GuestError, pattern
 
 # In config space: test registers, memory, fault engine. And addresses that no function of the machine has.
 BARS = (0x10, 0x14, 0x18)
@@ -91,7 +91,7 @@ class PageRequestTest(EngineTest):
         length = 6 * PAGE
         self.begin(guest, "copy", address=IOVA + 0x123, other=IOVA + 0x8456, length=length, flags="page-requests")
         # Seven pages of source and seven of target, but for one that both touch.
-        guest.run("page-in one one 14 20")
+        guest.run(f"page-in one one 14 {SECONDS}")
         done = self.end(guest)
         self.assertEqual((done["status"], done["done"]), ("done", str(length)))
         self.assertEqual((done["groups"], done["retries"]), ("14", "14"))
@@ -123,7 +123,7 @@ class PageRequestTest(EngineTest):
         guest.run(f"buffer one {IOVA:#x} {80 * PAGE:#x} 1")
         flags = "page-requests"
         self.begin(guest, "copy", address=LIST, pieces=40, other=TARGET, group=40, flags=flags)
-        self.assertEqual(len(guest.lines("page-in one one 1 20")), 40)
+        self.assertEqual(len(guest.lines(f"page-in one one 1 {SECONDS}")), 40)
         done = self.end(guest)
         self.assertEqual((done["status"], done["done"], done["groups"]), ("done", "640", "1"))
         memory = pattern(1, 80 * PAGE)
@@ -190,7 +190,7 @@ class PageRequestTest(EngineTest):
         refused = self.run_one(guest, "page-request", 3, address=IOVA, length=3 * PAGE, group=3, flags="for-read")
         self.assertEqual(refused["status"], "allocation")
         guest.run(f"buffer one {IOVA:#x} {3 * PAGE:#x} 1")
-        guest.run("page-in one one 3 20")
+        guest.run(f"page-in one one 3 {SECONDS}")
         for engine in range(3):
             self.assertEqual(self.end(guest, engine)["status"], "done")
         self.assertEqual(self.register(guest, OUTSTANDING_PEAK), 2)
@@ -209,7 +209,7 @@ class PageRequestTest(EngineTest):
         guest.run("attach-table one one")
         self.begin(guest, "copy", address=IOVA, other=TARGET, length=8, flags="page-requests")
         guest.run(f"buffer one {IOVA:#x} {PAGE:#x} 1")
-        guest.run("page-in one one 1 20")
+        guest.run(f"page-in one one 1 {SECONDS}")
         self.assertEqual(self.end(guest)["status"], "done")
         self.assert_clean(control)
 
@@ -233,7 +233,7 @@ class PageRequestTest(EngineTest):
         self.assertTrue(self.register(guest, ENABLED) & PRI)
         self.begin(guest, "copy", **read)
         guest.run(f"buffer one {IOVA:#x} {PAGE:#x} 1")
-        guest.run("page-in one one 1 20")
+        guest.run(f"page-in one one 1 {SECONDS}")
         self.assertEqual(self.end(guest)["status"], "done")
         self.assertEqual(self.register(guest, OUTSTANDING), 0)
         self.assert_clean(control)
@@ -323,7 +323,7 @@ class MisuseTest(EngineTest):
         guest.run(f"buffer one {IOVA:#x} {PAGE:#x} 0")
         guest.run(f"descriptor one {IOVA:#x} nop")
         guest.run(f"start one 0 {IOVA:#x} page-requests")
-        guest.run("page-in one one 1 20")
+        guest.run(f"page-in one one 1 {SECONDS}")
         self.assertEqual(self.outcome(guest), "done")
         self.assert_none_outstanding(guest, control)
 

@@ -13,7 +13,7 @@ from bases.engine import (
     fields,
 )
 from lab_kit.vm import lab
-from lab_kit.vm.guest import GuestError, pattern
+from lab_kit.vm.guest import SECONDS, GuestError, pattern
 
 
 class PasidTest(EngineTest):
@@ -101,7 +101,7 @@ class PasidTest(EngineTest):
         guest.run(f"buffer 9 {IOVA:#x} {PAGE:#x} 0")
         guest.run(f"descriptor 9 {IOVA:#x} nop")
         guest.run(f"start one 0 {IOVA:#x} 9 page-requests")
-        self.assertIn("access=r ", guest.lines("page-in 9 9 1 20")[0])
+        self.assertIn("access=r ", guest.lines(f"page-in 9 9 1 {SECONDS}")[0])
         self.assertEqual(self.outcome(guest), "done")
         self.assertEqual(fields(guest.run(f"completion 9 {IOVA:#x}"))["status"], "done")
         self.assert_none_outstanding(guest, control)

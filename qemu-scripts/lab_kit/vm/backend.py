@@ -9,7 +9,7 @@ import subprocess
 from .control import Control
 from .tied import tied
 
-START_TIMEOUT = 10.0
+START_TIMEOUT = 60.0
 
 
 def _is_listening(path: pathlib.Path) -> bool:
@@ -67,7 +67,7 @@ class Backend:
     def stop(self) -> int:
         """SIGTERM; the exit status."""
         self.process.terminate()
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=START_TIMEOUT)
 
     def close(self) -> None:
         if hasattr(self, "control"):

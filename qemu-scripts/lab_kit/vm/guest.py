@@ -12,7 +12,9 @@ from .modules import Modules
 # Emulation on a busy machine is slow; nothing that works takes this long. Emulation in emulation is slower.
 PATIENCE = float(os.environ.get("LAB_PATIENCE", "1"))
 TIMEOUT = 60.0 * PATIENCE
-BOOT_TIMEOUT = 180.0 * PATIENCE
+BOOT_TIMEOUT = max(420.0, 180.0 * PATIENCE)
+# For what the program in the guest waits for, by the guest's clock.
+SECONDS = 45
 # Mappings that were removed wait in a flush queue for 10 ms.
 FLUSHED = 0.1
 
@@ -135,7 +137,7 @@ class Guest:
     def mark_log(self) -> None:
         self.run("log-mark")
 
-    def wait_log(self, text: str, seconds: int = 20) -> str:
+    def wait_log(self, text: str, seconds: int = SECONDS) -> str:
         """The first kernel log line after the mark that contains `text`."""
         return self.run(f"log-wait {seconds} {text}", timeout=seconds + TIMEOUT)
 

@@ -173,7 +173,7 @@ class Machine:
         return time.monotonic() - self.started
 
     def qmp(
-        self, command: str, timeout: float = 30.0, descriptors: tuple[int, ...] = (), **arguments: Any
+        self, command: str, timeout: float = TIMEOUT, descriptors: tuple[int, ...] = (), **arguments: Any
     ) -> Any:
         """Runs a QMP command: what it returned."""
         self._greet(timeout)

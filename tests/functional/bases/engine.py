@@ -6,7 +6,7 @@ See docs/fault-engine.md and guest/README.md.
 
 from lab_kit.vm.backend import Backend
 from lab_kit.vm.control import Control
-from lab_kit.vm.guest import Guest, fields
+from lab_kit.vm.guest import SECONDS, Guest, fields
 from lab_kit.vm.machine import ENDPOINTS, Machine
 
 from .testcase import FunctionalTest
@@ -90,7 +90,7 @@ class EngineTest(FunctionalTest):
 
     def end(self, guest: Guest, engine: int = 0) -> dict[str, str]:
         """Waits for the end of such a chain: the completion of its descriptor."""
-        outcome = fields(guest.run(f"wait one {engine} 20"))["outcome"]
+        outcome = fields(guest.run(f"wait one {engine} {SECONDS}"))["outcome"]
         completion = fields(guest.run(f"completion one {CHAIN + 64 * engine:#x}"))
         self.assertEqual(completion["status"], outcome)
         return completion
@@ -101,10 +101,10 @@ class EngineTest(FunctionalTest):
 
     def outcome(self, guest: Guest, engine: int = 0) -> str:
         """How a chain ended whose descriptor cannot say it."""
-        return fields(guest.run(f"wait one {engine} 20"))["outcome"]
+        return fields(guest.run(f"wait one {engine} {SECONDS}"))["outcome"]
 
     def faults(self, guest: Guest, table: str = "one") -> list[dict[str, str]]:
-        return [fields(line) for line in guest.lines(f"faults {table} 20")]
+        return [fields(line) for line in guest.lines(f"faults {table} {SECONDS}")]
 
     def answer(self, guest: Guest, fault: dict[str, str], code: str, table: str = "one") -> None:
         guest.run(f"answer {table} {fault['cookie']} {code}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from lab_kit.vm import lab
 from lab_kit.vm.control import Control, ControlError
-from lab_kit.vm.guest import Guest, fields
+from lab_kit.vm.guest import SECONDS, Guest, fields
 from lab_kit.vm.machine import ENDPOINTS, Machine
 
 from .testcase import FunctionalTest
@@ -67,7 +67,7 @@ class PagingTest(FunctionalTest):
         return machine, guest, control
 
     def faults(self, guest: Guest, table: str) -> list[dict[str, str]]:
-        return [fields(line) for line in guest.lines(f"faults {table} 20")]
+        return [fields(line) for line in guest.lines(f"faults {table} {SECONDS}")]
 
     def assert_answered(self, control: Control, groups: int) -> None:
         """Asserts that the guest answered each group once, and nothing failed."""

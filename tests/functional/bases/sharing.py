@@ -27,7 +27,7 @@ MOST = 2
 # Linux prints at most 10 lines of faults in 5 s (DEFAULT_RATELIMIT_BURST), and tests wait for their lines.
 MOST_FAULTS = 7
 # Until the kernel and the back-end are done with what a process had open.
-SECONDS = 30.0
+SECONDS = TIMEOUT
 
 
 class SharedMachine:

@@ -16,7 +16,7 @@ from lab_kit import trouble
 from lab_kit.vm import lab
 from lab_kit.vm.backend import Backend, write_viot
 from lab_kit.vm.control import Control, ControlError
-from lab_kit.vm.guest import Guest
+from lab_kit.vm.guest import TIMEOUT, Guest
 from lab_kit.vm.machine import ENDPOINTS, IOMMU, Machine, MachineConfig
 
 from .sharing import Pool, SharedMachine
@@ -163,7 +163,7 @@ class FunctionalTest(unittest.TestCase):
         names = ("map_failed", "unmap_failed", "requests_unwritten", "host_errors", "event_buffers_bad")
         self.assertEqual({name: counters[name] for name in names}, dict.fromkeys(names, 0))
 
-    def wait_until(self, what: str, condition: Callable[[], bool], timeout: float = 30.0) -> None:
+    def wait_until(self, what: str, condition: Callable[[], bool], timeout: float = TIMEOUT) -> None:
         """Asks again until it is so: for what the back-end announces to nobody."""
         deadline = time.monotonic() + timeout
         while not condition():

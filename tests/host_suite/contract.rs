@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The iommufd host on its own, held to the `Host` contract.
+//! The iommufd host on its own: the cases that every host is held to, and what the kernel brings in addition.
 
 mod failures;
 mod groups;
@@ -7,57 +7,34 @@ mod maps;
 mod moves;
 mod vfio;
 
-use std::sync::{Arc, RwLock};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use vhost_device_iommu::host::iommufd::{EndpointSource, IommufdHost};
-use vhost_device_iommu::host::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
+use vhost_device_iommu::host::mapping::IovaRange;
 use vhost_device_iommu::host::{
-    Attachment, Host, HostError, HostEvent, MemoryError, MemoryRegion, PageRequestGroup,
-    PageRequests, Requester,
+    Attachment, Host, HostError, MemoryError, MemoryRegion, PageRequests, Requester,
 };
-use vhost_device_iommu::spec::{DomainId, EndpointId, Gpa, Iova, MapFlags, Pasid};
+use vhost_device_iommu::spec::{DomainId, EndpointId, EventFlags, Gpa, MapFlags};
 use vm_memory::GuestMemoryMmap;
 
+use crate::cases::{
+    self, Bench as _, Domain, IOVA, MIB, Ram, in_domain, range, reported, unwanted, with_pasid,
+};
 use crate::kernel::{Kernel, MockDevice};
-use crate::ram::Ram;
 
-const MIB: u64 = 1 << 20;
-const READ_WRITE: MapFlags = MapFlags::READ.union(MapFlags::WRITE);
-
-/// A host, the kernel below it, and guest memory; plays the device above it.
+/// A host, the kernel below it, and guest memory.
 struct Bench {
     host: IommufdHost,
     ram: Ram,
+    devices: RefCell<BTreeMap<EndpointId, MockDevice>>,
+    /// Ids in the context.
+    address_spaces: RefCell<BTreeMap<DomainId, u32>>,
     // Dropped last: the context outlives the host in it.
     kernel: Kernel,
 }
 
-/// A domain as the device has it.
-struct Domain {
-    id: DomainId,
-    table: SharedMappings,
-}
-
 impl Bench {
-    /// No endpoint, no memory.
-    fn new() -> Self {
-        let kernel = Kernel::open();
-        let host = IommufdHost::new(kernel.descriptor()).unwrap();
-        Self {
-            host,
-            ram: Ram::new(16 * MIB),
-            kernel,
-        }
-    }
-
-    /// With all of the memory at guest-physical address 16 MiB, where bypass can reach it.
-    fn with_memory() -> Self {
-        let bench = Self::new();
-        let region = bench.ram.region(16 * MIB, 0, 16 * MIB);
-        bench.update_memory(&[], &[region]).unwrap();
-        bench
-    }
-
     fn endpoint(&self, id: u32) -> MockDevice {
         let device = self.kernel.mock_device();
         let source = EndpointSource::Mock {
@@ -66,27 +43,8 @@ impl Bench {
         self.host
             .add_endpoint(EndpointId(id), source, Some(device.dev))
             .unwrap();
+        self.devices.borrow_mut().insert(EndpointId(id), device);
         device
-    }
-
-    fn update_memory(
-        &self,
-        removed: &[MemoryRegion],
-        added: &[MemoryRegion],
-    ) -> Result<(), Vec<MemoryError>> {
-        self.host
-            .update_memory(&GuestMemoryMmap::new(), removed, added)
-    }
-
-    fn domain(&self, id: u32) -> Domain {
-        let domain = Domain {
-            id: DomainId(id),
-            table: Arc::new(RwLock::new(MappingTable::new())),
-        };
-        self.host
-            .create_domain(domain.id, domain.table.clone())
-            .unwrap();
-        domain
     }
 
     /// What `make` makes, and the address space that came with it.
@@ -100,54 +58,16 @@ impl Bench {
     }
 
     fn domain_and_its_ioas(&self, id: u32) -> (Domain, u32) {
-        self.new_ioas(|| self.domain(id))
+        let domain = self.domain(id);
+        let ioas = self.address_spaces.borrow()[&domain.id];
+        (domain, ioas)
     }
 
-    fn attach(&self, endpoint: u32, to: Attachment) -> Result<(), HostError> {
-        self.host.attach(plain(endpoint), to)
-    }
-
-    fn map(&self, domain: &Domain, iova: u64, length: u64, gpa: u64) -> Result<(), HostError> {
-        self.map_with(domain, iova, length, gpa, READ_WRITE)
-    }
-
-    /// As the device does it: first the table, then the host.
-    fn map_with(
-        &self,
-        domain: &Domain,
-        iova: u64,
-        length: u64,
-        gpa: u64,
-        flags: MapFlags,
-    ) -> Result<(), HostError> {
-        let mapping = Mapping {
-            range: range(iova, length),
-            gpa: Gpa(gpa),
-            flags,
-        };
-        domain.table.write().unwrap().insert(&mapping).unwrap();
-        self.host.map(domain.id, &mapping).inspect_err(|_| {
-            domain
-                .table
-                .write()
-                .unwrap()
-                .remove(&mapping.range, |_| ())
-                .unwrap();
-        })
-    }
-
-    fn unmap(&self, domain: &Domain, iova: u64, length: u64) -> Result<(), HostError> {
-        self.unmap_range(domain, range(iova, length))
-    }
-
-    fn unmap_range(&self, domain: &Domain, range: IovaRange) -> Result<(), HostError> {
-        let mut removed = Vec::new();
-        let mut table = domain.table.write().unwrap();
-        table
-            .remove(&range, |mapping| removed.push(mapping))
-            .unwrap();
-        drop(table);
-        self.host.unmap(domain.id, range, &removed)
+    /// The page table of a requester; `None`: it is a PASID that is blocked, or its device has ended.
+    fn page_table(&self, requester: Requester) -> Option<u32> {
+        let device = self.devices.borrow()[&requester.endpoint];
+        let pasid = requester.pasid.map_or(0, |pasid| pasid.0);
+        self.kernel.page_table_of(device, pasid)
     }
 
     /// Whether the device reaches the memory from `offset` on, through addresses from `iova` on.
@@ -162,57 +82,79 @@ impl Bench {
         self.kernel
             .maps_none(hwpt, iova, length, self.ram.at(offset))
     }
+}
 
-    /// The page requests that have come.
-    fn groups(&self) -> Vec<PageRequestGroup> {
-        let mut groups = Vec::new();
-        loop {
-            let before = groups.len();
-            self.host.take_events(&mut |event| match event {
-                HostEvent::PageRequest(group) => groups.push(group),
-                other => panic!("mock devices report no faults: {other:?}"),
-            });
-            if groups.len() == before {
-                return groups;
-            }
+impl cases::Bench for Bench {
+    fn new() -> Self {
+        let kernel = Kernel::open();
+        let host = IommufdHost::new(kernel.descriptor()).unwrap();
+        Self {
+            host,
+            ram: Ram::new(cases::RAM),
+            devices: RefCell::default(),
+            address_spaces: RefCell::default(),
+            kernel,
         }
     }
-}
 
-fn range(first: u64, length: u64) -> IovaRange {
-    IovaRange::new(first, first + (length - 1)).unwrap()
-}
+    fn host(&self) -> &dyn Host {
+        &self.host
+    }
 
-fn plain(endpoint: u32) -> Requester {
-    Requester {
-        endpoint: EndpointId(endpoint),
-        pasid: None,
+    fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    fn add_endpoint(&self, id: u32) {
+        self.endpoint(id);
+    }
+
+    fn update_memory(
+        &self,
+        removed: &[MemoryRegion],
+        added: &[MemoryRegion],
+    ) -> Result<(), Vec<MemoryError>> {
+        self.host
+            .update_memory(&GuestMemoryMmap::new(), removed, added)
+    }
+
+    fn is_reached(&self, requester: Requester, iova: u64, length: u64, offset: u64) -> bool {
+        let table = self.page_table(requester);
+        table.is_some_and(|table| self.kernel.maps(table, iova, length, self.ram.at(offset)))
+    }
+
+    fn is_out_of_reach(&self, requester: Requester, iova: u64, length: u64, offset: u64) -> bool {
+        let address = self.ram.at(offset);
+        let table = self.page_table(requester);
+        table.is_none_or(|table| self.kernel.maps_none(table, iova, length, address))
+    }
+
+    /// Mock page tables have no protection. Their address space has.
+    fn allows(&self, domain: &Domain, _: Requester, iova: u64) -> (bool, bool) {
+        let access = self.kernel.access(self.address_spaces.borrow()[&domain.id]);
+        let mut data = [0; 16];
+        (access.read(iova, &mut data), access.write(iova, &mut data))
+    }
+
+    fn domain(&self, id: u32) -> Domain {
+        let domain = Domain::new(id);
+        let table = domain.table.clone();
+        let make = || self.host.create_domain(domain.id, table);
+        let (made, ioas) = self.new_ioas(make);
+        made.unwrap();
+        self.address_spaces.borrow_mut().insert(domain.id, ioas);
+        domain
+    }
+
+    fn raise(&self, requester: Requester, access: EventFlags, iova: u64) {
+        let device = self.devices.borrow()[&requester.endpoint];
+        let pasid = requester.pasid.map_or(0, |pasid| pasid.0);
+        // READ and WRITE are the same bits there. Hardware repeats its group indices.
+        self.kernel
+            .page_request(device, pasid, 7, access.bits(), iova);
     }
 }
 
-fn with_pasid(endpoint: u32, pasid: u32) -> Requester {
-    Requester {
-        pasid: Some(Pasid(pasid)),
-        ..plain(endpoint)
-    }
-}
-
-fn reported(domain: &Domain) -> Attachment {
-    in_domain(domain, PageRequests::Reported)
-}
-
-fn unwanted(domain: &Domain) -> Attachment {
-    in_domain(domain, PageRequests::Unwanted)
-}
-
-fn in_domain(domain: &Domain, page_requests: PageRequests) -> Attachment {
-    Attachment::Domain {
-        domain: domain.id,
-        page_requests,
-    }
-}
-
-/// An address as the host has it in its events.
-fn iova(address: u64) -> Iova {
-    Iova(address)
+mod held {
+    crate::cases::held_to_the_contract!(crate::contract::Bench);
 }

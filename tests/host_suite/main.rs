@@ -4,7 +4,8 @@
 //! It runs as root inside a kernel built with CONFIG_IOMMUFD_TEST (`qemu-scripts/test host` boots one). Elsewhere
 //! every test of it fails and says so: a suite that passes without having run would be worth nothing.
 //!
-//! `kernel`: the kernel's test interface. `contract`: the iommufd host on its own, held to the `Host` contract.
+//! `kernel`: the kernel's test interface. `contract`: the iommufd host on its own, held to the cases that
+//! every host is held to (`tests/host_contract`), and more.
 //! `program`: the program as a child process. `guest`: the whole path from a guest to the kernel and back. `check`: the
 //! subcommand, on a device of VFIO. `allocations`: the program while the host's memory is short.
 #![expect(
@@ -13,6 +14,8 @@
 )]
 
 mod allocations;
+#[path = "../host_contract/cases/mod.rs"]
+mod cases;
 mod check;
 #[path = "../common/mod.rs"]
 mod common;
@@ -23,4 +26,3 @@ mod in_memory;
 mod injection;
 mod kernel;
 mod program;
-mod ram;

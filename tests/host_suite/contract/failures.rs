@@ -4,8 +4,11 @@
 use super::*;
 use crate::injection::FailNth;
 
-const IOVA: u64 = 0x4000_0000;
 const OTHER_IOVA: u64 = 0x5000_0000;
+/// Where guest memory begins.
+const START: u64 = 16 * MIB;
+/// A piece of it, in bytes. The kernel makes an allocation or two for a page, each of which fails once.
+const PIECE: u64 = 0x4000;
 
 /// Runs an operation once for each of its steps, on a new bench each time, with that step failing. Where it then
 /// fails, `before` must hold, and a second try must succeed; in the end `after` must hold.
@@ -43,7 +46,7 @@ struct Attached {
     bench: Bench,
 }
 
-/// An endpoint in a domain, in memory of two regions: guest-physical 16 MiB to 18 MiB.
+/// An endpoint in a domain, in memory of two regions: guest-physical addresses from [`START`] on.
 fn attached() -> Attached {
     let bench = Bench::new();
     let device = bench.endpoint(1);
@@ -60,23 +63,25 @@ fn attached() -> Attached {
 /// Adjacent in the guest, not in the file.
 fn regions(bench: &Bench) -> [MemoryRegion; 2] {
     [
-        bench.ram.region(16 * MIB, 0, MIB),
-        bench.ram.region(17 * MIB, 4 * MIB, MIB),
+        bench.ram.region(START, 0, PIECE),
+        bench.ram.region(START + PIECE, 4 * MIB, PIECE),
     ]
 }
 
 impl Attached {
     /// Whether the device reaches all of the memory through the addresses from `iova` on.
     fn reaches_all(&self, iova: u64) -> bool {
-        self.bench.reaches(self.device, iova, MIB, 0)
-            && self.bench.reaches(self.device, iova + MIB, MIB, 4 * MIB)
+        self.bench.reaches(self.device, iova, PIECE, 0)
+            && self
+                .bench
+                .reaches(self.device, iova + PIECE, PIECE, 4 * MIB)
     }
 
     fn reaches_nothing(&self, iova: u64) -> bool {
-        self.bench.reaches_none(self.device, iova, MIB, 0)
+        self.bench.reaches_none(self.device, iova, PIECE, 0)
             && self
                 .bench
-                .reaches_none(self.device, iova + MIB, MIB, 4 * MIB)
+                .reaches_none(self.device, iova + PIECE, PIECE, 4 * MIB)
     }
 }
 
@@ -84,7 +89,7 @@ impl Attached {
 fn a_map_that_fails_anywhere_leaves_nothing() {
     each_step_failing(
         attached,
-        |s| s.bench.map(&s.domain, IOVA, 2 * MIB, 16 * MIB),
+        |s| s.bench.map(&s.domain, IOVA, 2 * PIECE, START),
         |s| s.reaches_nothing(IOVA),
         |s| s.reaches_all(IOVA),
     );
@@ -96,14 +101,18 @@ fn an_attach_that_fails_anywhere_leaves_the_old_attachment() {
         each_step_failing(
             || {
                 let s = attached();
-                s.bench.map(&s.domain, IOVA, 2 * MIB, 16 * MIB).unwrap();
+                s.bench.map(&s.domain, IOVA, 2 * PIECE, START).unwrap();
                 let other = s.bench.domain(2);
-                s.bench.map(&other, OTHER_IOVA, MIB, 17 * MIB).unwrap();
+                s.bench
+                    .map(&other, OTHER_IOVA, PIECE, START + PIECE)
+                    .unwrap();
                 (s, other)
             },
             |(s, other)| s.bench.attach(1, in_domain(other, page_requests)),
             |(s, _)| s.reaches_all(IOVA),
-            |(s, _)| s.reaches_nothing(IOVA) && s.bench.reaches(s.device, OTHER_IOVA, MIB, 4 * MIB),
+            |(s, _)| {
+                s.reaches_nothing(IOVA) && s.bench.reaches(s.device, OTHER_IOVA, PIECE, 4 * MIB)
+            },
         );
     }
 }
@@ -113,12 +122,12 @@ fn a_move_to_bypass_that_fails_anywhere_leaves_the_old_attachment() {
     each_step_failing(
         || {
             let s = attached();
-            s.bench.map(&s.domain, IOVA, 2 * MIB, 16 * MIB).unwrap();
+            s.bench.map(&s.domain, IOVA, 2 * PIECE, START).unwrap();
             s
         },
         |s| s.bench.attach(1, Attachment::Bypass),
-        |s| s.reaches_all(IOVA) && s.reaches_nothing(16 * MIB),
-        |s| s.reaches_nothing(IOVA) && s.reaches_all(16 * MIB),
+        |s| s.reaches_all(IOVA) && s.reaches_nothing(START),
+        |s| s.reaches_nothing(IOVA) && s.reaches_all(START),
     );
 }
 
@@ -143,8 +152,8 @@ fn memory_that_could_not_be_added_harms_nothing_else() {
     let mut failures = 0;
     for nth in 1.. {
         let s = attached();
-        s.bench.map(&s.domain, IOVA, 4 * MIB, 16 * MIB).unwrap();
-        let added = s.bench.ram.region(18 * MIB, 8 * MIB, 2 * MIB);
+        s.bench.map(&s.domain, IOVA, 4 * PIECE, START).unwrap();
+        let added = s.bench.ram.region(START + 2 * PIECE, 8 * MIB, 2 * PIECE);
         let added = std::slice::from_ref(&added);
         let (result, injected) = fail.during(nth, || s.bench.update_memory(&[], added));
         failures += usize::from(result.is_err());
@@ -152,7 +161,10 @@ fn memory_that_could_not_be_added_harms_nothing_else() {
         // Taken away and added again, it is there.
         s.bench.update_memory(added, &[]).unwrap();
         s.bench.update_memory(&[], added).unwrap();
-        assert!(s.bench.reaches(s.device, IOVA + 2 * MIB, 2 * MIB, 8 * MIB));
+        assert!(
+            s.bench
+                .reaches(s.device, IOVA + 2 * PIECE, 2 * PIECE, 8 * MIB)
+        );
         if injected != Some(true) {
             break;
         }
@@ -197,8 +209,8 @@ fn an_unmap_has_no_step_that_can_fail_once_its_address_space_is_found() {
     // kernel has another way.
     for nth in 2.. {
         let s = attached();
-        s.bench.map(&s.domain, IOVA, 2 * MIB, 16 * MIB).unwrap();
-        let (result, injected) = fail.during(nth, || s.bench.unmap(&s.domain, IOVA, 2 * MIB));
+        s.bench.map(&s.domain, IOVA, 2 * PIECE, START).unwrap();
+        let (result, injected) = fail.during(nth, || s.bench.unmap(&s.domain, IOVA, 2 * PIECE));
         result.unwrap();
         assert!(s.reaches_nothing(IOVA), "after step {nth}");
         if injected != Some(true) {

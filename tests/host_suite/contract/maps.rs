@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! MAP, UNMAP and guest memory that comes and goes.
+//! MAP, UNMAP and guest memory, where the kernel has a say.
 
 use super::*;
 use vhost_device_iommu::spec::Status;
-
-/// Beyond the guest memory of most tests.
-const IOVA: u64 = 0x4000_0000;
 
 fn one_endpoint_in_a_domain() -> (Bench, MockDevice, Domain) {
     let bench = Bench::with_memory();
@@ -13,44 +10,6 @@ fn one_endpoint_in_a_domain() -> (Bench, MockDevice, Domain) {
     let domain = bench.domain(1);
     bench.attach(1, unwanted(&domain)).unwrap();
     (bench, device, domain)
-}
-
-#[test]
-fn a_mapping_is_in_the_hardwares_table_and_gone_after_unmap() {
-    let (bench, device, domain) = one_endpoint_in_a_domain();
-    bench.map(&domain, IOVA, MIB, 18 * MIB).unwrap();
-    assert!(bench.reaches(device, IOVA, MIB, 2 * MIB));
-    assert!(bench.reaches_none(device, IOVA + MIB, 4096, 3 * MIB));
-    bench.unmap(&domain, IOVA, MIB).unwrap();
-    assert!(bench.reaches_none(device, IOVA, MIB, 2 * MIB));
-}
-
-#[test]
-fn one_unmap_takes_several_mappings_and_gaps() {
-    let (bench, device, domain) = one_endpoint_in_a_domain();
-    for index in [0, 1, 5, 9] {
-        bench
-            .map(&domain, IOVA + index * MIB, 4096, 16 * MIB + index * 4096)
-            .unwrap();
-    }
-    bench.unmap(&domain, IOVA, 9 * MIB).unwrap();
-    for index in [0, 1, 5] {
-        assert!(bench.reaches_none(device, IOVA + index * MIB, 4096, index * 4096));
-    }
-    assert!(bench.reaches(device, IOVA + 9 * MIB, 4096, 9 * 4096));
-}
-
-#[test]
-fn unmapping_nothing_and_everything_works() {
-    let (bench, device, domain) = one_endpoint_in_a_domain();
-    bench.unmap(&domain, IOVA, MIB).unwrap();
-    bench.map(&domain, IOVA, 4096, 16 * MIB).unwrap();
-    for all in [IovaRange::ALL, IovaRange::new(1, u64::MAX).unwrap()] {
-        bench.unmap_range(&domain, all).unwrap();
-        assert!(bench.reaches_none(device, IOVA, 4096, 0));
-        bench.map(&domain, IOVA, 4096, 16 * MIB).unwrap();
-    }
-    bench.unmap(&domain, u64::MAX, 1).unwrap();
 }
 
 #[test]
@@ -75,95 +34,6 @@ fn an_unmap_of_what_another_process_has_unmapped_is_told() {
         .unwrap();
     bench.map(&domain, IOVA + MIB, MIB, 64 * MIB).unwrap();
     bench.unmap(&domain, IOVA, 2 * MIB).unwrap();
-}
-
-#[test]
-fn the_same_memory_can_be_mapped_twice() {
-    let (bench, device, domain) = one_endpoint_in_a_domain();
-    bench.map(&domain, IOVA, 8192, 16 * MIB).unwrap();
-    bench.map(&domain, IOVA + MIB, 8192, 16 * MIB).unwrap();
-    bench.unmap(&domain, IOVA, 8192).unwrap();
-    assert!(bench.reaches(device, IOVA + MIB, 8192, 0));
-}
-
-#[test]
-fn what_is_not_memory_is_left_out_and_what_is_memory_is_mapped() {
-    let (bench, device, domain) = one_endpoint_in_a_domain();
-    // Guest memory begins at 16 MiB and ends at 32 MiB.
-    bench.map(&domain, IOVA, 64 * MIB, 0).unwrap();
-    assert!(bench.reaches(device, IOVA + 16 * MIB, 16 * MIB, 0));
-    bench.map(&domain, IOVA + 128 * MIB, MIB, 64 * MIB).unwrap();
-    bench.unmap(&domain, IOVA, 64 * MIB).unwrap();
-    assert!(bench.reaches_none(device, IOVA + 16 * MIB, 4096, 0));
-    bench.unmap(&domain, IOVA + 128 * MIB, MIB).unwrap();
-}
-
-#[test]
-fn a_mapping_spans_memory_regions_in_any_order() {
-    let bench = Bench::new();
-    let device = bench.endpoint(1);
-    let domain = bench.domain(1);
-    bench.attach(1, unwanted(&domain)).unwrap();
-    // Guest-physical order is not file order.
-    let regions = [
-        bench.ram.region(0, 4 * MIB, MIB),
-        bench.ram.region(MIB, 0, MIB),
-        bench.ram.region(3 * MIB, 2 * MIB, MIB),
-    ];
-    bench.update_memory(&[], &regions).unwrap();
-    bench.map(&domain, IOVA, 4 * MIB, 0).unwrap();
-    assert!(bench.reaches(device, IOVA, MIB, 4 * MIB));
-    assert!(bench.reaches(device, IOVA + MIB, MIB, 0));
-    assert!(bench.reaches(device, IOVA + 3 * MIB, MIB, 2 * MIB));
-    assert!(bench.reaches_none(device, IOVA + 2 * MIB, MIB, MIB));
-}
-
-#[test]
-fn memory_added_later_appears_in_mappings_that_lead_to_it() {
-    let (bench, device, domain) = one_endpoint_in_a_domain();
-    bench.map(&domain, IOVA, 64 * MIB, 0).unwrap();
-    bench
-        .map_with(&domain, IOVA + 64 * MIB, MIB, 48 * MIB, MapFlags::empty())
-        .unwrap();
-    let added = bench.ram.region(48 * MIB, MIB, 2 * MIB);
-    bench
-        .update_memory(&[], std::slice::from_ref(&added))
-        .unwrap();
-    assert!(bench.reaches(device, IOVA + 48 * MIB, 2 * MIB, MIB));
-    assert!(bench.reaches_none(device, IOVA + 64 * MIB, MIB, MIB));
-    bench.update_memory(&[added], &[]).unwrap();
-    assert!(bench.reaches_none(device, IOVA + 48 * MIB, 2 * MIB, MIB));
-    assert!(bench.reaches(device, IOVA + 16 * MIB, 16 * MIB, 0));
-    bench.unmap(&domain, IOVA, 65 * MIB).unwrap();
-}
-
-#[test]
-fn memory_removed_leaves_every_address_space() {
-    let bench = Bench::new();
-    let kept = bench.ram.region(16 * MIB, 0, MIB);
-    let removed = bench.ram.region(17 * MIB, 8 * MIB, MIB);
-    bench.update_memory(&[], &[kept, removed.clone()]).unwrap();
-    let (first, second) = (bench.endpoint(1), bench.endpoint(2));
-    let domain = bench.domain(1);
-    bench.attach(1, unwanted(&domain)).unwrap();
-    bench.attach(2, Attachment::Bypass).unwrap();
-    bench.map(&domain, IOVA, 2 * MIB, 16 * MIB).unwrap();
-    assert!(bench.reaches(first, IOVA + MIB, MIB, 8 * MIB));
-    assert!(bench.reaches(second, 17 * MIB, MIB, 8 * MIB));
-
-    bench
-        .update_memory(std::slice::from_ref(&removed), &[])
-        .unwrap();
-    assert!(bench.reaches_none(first, IOVA + MIB, MIB, 8 * MIB));
-    assert!(bench.reaches_none(second, 17 * MIB, MIB, 8 * MIB));
-    assert!(bench.reaches(first, IOVA, MIB, 0));
-    assert!(bench.reaches(second, 16 * MIB, MIB, 0));
-
-    // Other memory in its place.
-    let other = bench.ram.region(17 * MIB, 4 * MIB, MIB);
-    bench.update_memory(&[removed], &[other]).unwrap();
-    assert!(bench.reaches(first, IOVA + MIB, MIB, 4 * MIB));
-    assert!(bench.reaches(second, 17 * MIB, MIB, 4 * MIB));
 }
 
 #[test]
@@ -215,35 +85,6 @@ fn memory_without_a_file_is_mapped_by_its_address() {
     bench.update_memory(&[], &[region]).unwrap();
     bench.map(&domain, IOVA, MIB, 0).unwrap();
     assert!(bench.reaches(device, IOVA, MIB, MIB));
-}
-
-#[test]
-fn a_mapping_gives_the_access_it_says_and_no_other__m45() {
-    let bench = Bench::with_memory();
-    bench.endpoint(1);
-    let (domain, ioas) = bench.domain_and_its_ioas(1);
-    bench.attach(1, unwanted(&domain)).unwrap();
-    let cases = [
-        (MapFlags::READ, true, false),
-        (MapFlags::WRITE, false, true),
-        (READ_WRITE, true, true),
-        (MapFlags::empty(), false, false),
-    ];
-    for (index, (flags, _, _)) in cases.into_iter().enumerate() {
-        let iova = IOVA + index as u64 * 4096;
-        bench
-            .map_with(&domain, iova, 4096, 16 * MIB, flags)
-            .unwrap();
-    }
-    let access = bench.kernel.access(ioas);
-    for (index, (flags, reads, writes)) in cases.into_iter().enumerate() {
-        let iova = IOVA + index as u64 * 4096;
-        let mut data = [0; 16];
-        assert_eq!(access.read(iova, &mut data), reads, "{flags:?}");
-        assert_eq!(access.write(iova, &mut data), writes, "{flags:?}");
-    }
-    drop(access);
-    bench.unmap(&domain, IOVA, MIB).unwrap();
 }
 
 #[test]

@@ -30,7 +30,7 @@ UNIT_SECONDS = 2400
 MIRI_SECONDS = 3600
 HOST_SECONDS = 900
 # A worker that says nothing for so long hangs: no test of the default run takes half of it on a busy machine.
-GUEST_SILENCE, NESTED_SILENCE = 600, 900
+GUEST_SILENCE, NESTED_SILENCE = 900, 1800
 CLASS_SECONDS = 3600
 
 # Beside an edu function on the root bus: an NVMe disk and an edu function behind ports of their own, and two more that

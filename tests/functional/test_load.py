@@ -10,7 +10,7 @@ FIRST = ENDPOINTS[0]
 
 # How many mappings the longest test makes, and the others. In a run of everything all make as many as the longest.
 MOST, MANY = 100_000, 20_000
-EVERYTHING = bool(os.environ.get("LAB_EVERYTHING"))
+EVERYTHING = bool(os.environ.get("LAB_EXHAUSTIVE"))
 
 
 class LoadTest(FunctionalTest):

@@ -178,7 +178,8 @@ class Suites:
             environment = self._environment()
             passed_on = (key for key in ("LAB_EXHAUSTIVE", "LAB_SLICE") if key in environment)
             options = ["--iommu", *(f"--env={key}={environment[key]}" for key in passed_on)]
-            ended = self._in_lab_kernel("host", libtest.line, [*program, *pattern], options, HOST_SECONDS, ROOT)
+            seconds = LONG_HOST_SECONDS if self._options.everything else HOST_SECONDS
+            ended = self._in_lab_kernel("host", libtest.line, [*program, *pattern], options, seconds, ROOT)
             libtest.ended("ends with status 0", ended.status, ended.late)
 
         return [Job("host", run, HOST, 25, needs=(parts.kernel, parts.qemu, parts.host_suite))]
@@ -228,7 +229,7 @@ class Suites:
             "LAB_DISK_SECONDS": os.environ.get("LAB_DISK_SECONDS", DISK_SECONDS),
         }
         if self._options.everything:
-            environment |= {"LAB_EXHAUSTIVE": "1", "LAB_EXHAUSTIVE": "1", "LAB_DISK_SECONDS": LONG_DISK_SECONDS}
+            environment |= {"LAB_EXHAUSTIVE": "1", "LAB_DISK_SECONDS": LONG_DISK_SECONDS}
         if self._options.keep:
             environment["LAB_KEEP"] = str(self._options.keep)
         return environment

@@ -57,7 +57,8 @@ class Parts:
             os.environ["LAB_LINUX"] = kernel.version()
             self._tally.show(f"lab: kernels of Linux {os.environ['LAB_LINUX']}")
 
-        return Job("the version of Linux", run, KERNELS)
+        # First of all, as the kernels are what takes longest.
+        return Job("the version of Linux", run, KERNELS, 1000)
 
     @functools.cached_property
     def source(self) -> Job:
@@ -66,7 +67,7 @@ class Parts:
         def run() -> None:
             kernel.ensure_source()
 
-        return Job("the source of Linux", run, KERNELS, 15, needs=(self.version,), makes=True)
+        return Job("the source of Linux", run, KERNELS, 500, needs=(self.version,), makes=True)
 
     @functools.cached_property
     def qemu(self) -> Job:

@@ -5,7 +5,7 @@ import unittest
 from unittest import mock
 
 from kit import shown
-from lab_kit import lanes, rotation
+from lab_kit import classes, lanes, rotation
 from lab_kit.lanes import Job
 from lab_kit.suites import SUITES, Options, Suites
 from lab_kit.tally import Tally
@@ -34,6 +34,17 @@ class SuitesTest(unittest.TestCase):
         left_out = self.names(everything) - self.names(default)
         rotating = ("guest::test_debug_kernel.", "guest::test_arm.", "unit::miri")
         self.assertEqual([name for name in left_out if not name.startswith(rotating)], [])
+
+    def test_weights_are_of_classes_that_are_there(self):
+        names = self.names(self.plan(Options(everything=True), "guest", "nested"))
+        self.assertEqual(set(classes.weights()) - names, set())
+
+    def test_kernels_are_begun_first_and_heavy_classes_before_light_ones(self):
+        jobs = {job.name: job for job in lanes.closure(self.plan(Options(everything=True)))}
+        first = min(jobs.values(), key=lambda job: (job.rank, -job.weight))
+        self.assertEqual(first.name, "the version of Linux")
+        load, probe = jobs["guest::test_load.LoadTest"], jobs["guest::test_probe.ProbeTest"]
+        self.assertGreater(load.weight, probe.weight)
 
     def test_a_default_run_names_the_slice(self):
         self.plan(Options(), "guest")

@@ -18,7 +18,7 @@ use env_logger::{Target, WriteStyle};
 use log::LevelFilter;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::cli::args::{DEFAULT_IOMMUFD, Seccomp, ServeArgs};
+use crate::cli::args::{DEFAULT_IOMMUFD, ServeArgs};
 use crate::control::{self, Control};
 use crate::endpoints::Endpoints;
 use crate::endpoints::host::AnyHost;
@@ -26,7 +26,7 @@ use crate::host::iommufd::{self, IommufdHost};
 use crate::host::soft::SoftHost;
 use crate::os::inherited::{self as sys, Signals, SocketKind};
 use crate::os::log_output::LogOutput;
-use crate::os::seccomp;
+use crate::os::seccomp::{self, Seccomp};
 use crate::os::socket_file::{self, SocketFile};
 use crate::qmp::{self, Qmp};
 use crate::transport::{self, DriverLife, Options, Source};

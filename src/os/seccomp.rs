@@ -9,12 +9,22 @@
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
 
+use clap::ValueEnum;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch, apply_filter_all_threads,
 };
 
-use crate::cli::args::Seccomp;
+/// What happens at a system call that the program does not need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Seccomp {
+    /// The process ends.
+    Kill,
+    /// The kernel logs it.
+    Log,
+    /// No filter is installed.
+    None,
+}
 
 /// Why there is no filter.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +40,9 @@ pub enum SeccompError {
 }
 
 /// Installs the filter for every thread of the process.
+///
+/// # Errors
+/// There is no filter for this machine, or the kernel does not take it. Nothing has changed.
 pub fn install(mode: Seccomp) -> Result<(), SeccompError> {
     let otherwise = match mode {
         Seccomp::None => return Ok(()),

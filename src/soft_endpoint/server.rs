@@ -212,7 +212,6 @@ mod tests {
     use vfio_user::{Client, DmaMapFlags, DmaUnmapFlags};
 
     use super::*;
-    use crate::cli::args::Seccomp;
     use crate::os::seccomp;
     use crate::spec::EndpointId;
 
@@ -276,7 +275,7 @@ mod tests {
         const NAME: &str = "soft_endpoint::server::tests::\
             a_panic_ends_its_connection_and_not_the_process_that_is_confined";
         if std::env::var_os(CHILD).is_some() {
-            seccomp::install(Seccomp::Kill).expect("a filter");
+            seccomp::install(seccomp::Seccomp::Kill).expect("a filter");
             for _ in 0..2 {
                 assert!(matches!(serve_a_reset(), Ended::Panicked));
             }

@@ -22,6 +22,7 @@ use crate::device::DeviceConfig;
 use crate::endpoints::EndpointSpec;
 use crate::host::ReservedRegion;
 use crate::host::mapping::IovaRange;
+use crate::os::seccomp::Seccomp;
 use crate::spec::EndpointId;
 use crate::transport::Options;
 
@@ -381,17 +382,6 @@ pub enum OnOff {
     On,
     /// No.
     Off,
-}
-
-/// What happens at a system call that the program does not need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Seccomp {
-    /// The process ends.
-    Kill,
-    /// The kernel logs it.
-    Log,
-    /// No filter is installed.
-    None,
 }
 
 impl ServeArgs {

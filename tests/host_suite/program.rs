@@ -175,7 +175,7 @@ impl Program {
 }
 
 impl Drop for Program {
-    /// In good order: what a killed program leaves attached, nobody can take off a mock device.
+    /// In good order: what a killed program leaves attached stays on a mock device.
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;

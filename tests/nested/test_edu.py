@@ -157,7 +157,7 @@ class EduTest(DmaTest):
         guest.map("space", FROM, PAGE, "r", 1)
         self.assertEqual(control.endpoint(ONE)["state"], "attached")
         self.assertEqual(control.domain(ONE)["mappings"], 1)
-        self.assertRegex(machine.log.read_text(), f"{two} is in its IOMMU group [0-9]+ too: give that to nobody")
+        self.assertRegex(machine.log.read_text(), f"{two} is in its IOMMU group [0-9]+ too: give it to no other process")
         self.assert_no_other_faults()
         self.assert_clean(control)
 

@@ -83,7 +83,7 @@ fn access(path: &Path) -> Finding {
         Err(error) => Finding::missing(
             CHECK,
             error.to_string(),
-            "bind the device to vfio-pci and give this user access to the file: docs/hardware.md tells how",
+            "bind the device to vfio-pci and give this user access to the file: see docs/hardware.md",
         ),
     }
 }
@@ -151,8 +151,8 @@ impl<'a> SysfsDevice<'a> {
             false => Finding::limited(
                 CHECK,
                 format!("{group}, with {words}"),
-                "the kernel moves devices of a group together, so this one is served only while nobody has another of \
-                 them: give the guest one",
+                "the kernel moves devices of a group together, so this one is served only while no process has another \
+                 of them: give the guest one",
             ),
         }
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::tree::Tree;
 
-/// A kind of IOMMU, as its name in `/sys/class/iommu` tells.
+/// A kind of IOMMU, by its name in `/sys/class/iommu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Intel,

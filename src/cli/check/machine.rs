@@ -109,7 +109,7 @@ fn iommufd(tree: &Tree, host: &Result<IommufdHost, SetupError>) -> Finding {
 
 /// What to do about a kernel that lacks an option.
 const OTHER_KERNEL: &str = "boot a kernel with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV: Debian's have neither, \
-                            docs/hardware.md tells which options are needed";
+                            docs/hardware.md has the options";
 
 /// Whether the configuration of the running kernel, which distributions install beside it, says so.
 fn is_built_without(tree: &Tree, option: &str) -> bool {
@@ -142,7 +142,7 @@ fn character_devices(tree: &Tree) -> Finding {
         true => Finding::missing(
             CHECK,
             "no device is there",
-            "bind one to vfio-pci: docs/hardware.md tells how",
+            "bind one to vfio-pci: see docs/hardware.md",
         ),
         false => Finding::yes(CHECK, devices.collect::<Vec<_>>().join(", ")).value(names),
     }
@@ -171,7 +171,7 @@ fn iommus(tree: &Tree) -> Finding {
 fn interrupts(tree: &Tree) -> Finding {
     const CHECK: &str = "interrupt remapping";
     let accepted = tree.text("sys/module/iommufd/parameters/allow_unsafe_interrupts");
-    // x86 marks the chips so; elsewhere nothing tells.
+    // x86 marks the chips so; elsewhere there is no sign.
     let remapped = tree
         .text("proc/interrupts")
         .is_some_and(|text| text.contains("IR-"));

@@ -24,10 +24,14 @@ use endpoint::Trial;
 use report::{Finding, Report};
 use tree::Tree;
 
-/// Looks at the machine and prints what was found. Whether nothing that serving needs is missing.
+/// Looks at the machine, and at the devices of `args.endpoints`, and prints a report to standard output: text, or JSON
+/// with `args.json`. Whether nothing that serving needs is missing.
+///
+/// What is missing is no error, but a finding: sources are `/proc`, `/sys`, the configuration of the kernel in `/boot`, the
+/// iommufd and, with `args.bind`, the devices.
 ///
 /// # Errors
-/// The report cannot be printed.
+/// Standard output cannot be written.
 pub fn run(args: &CheckArgs) -> io::Result<bool> {
     let report = look(args, &Tree::default());
     let mut output = io::stdout().lock();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The files in which the kernel tells about itself, below `/` or, in tests, below a directory.
+//! The files in which the kernel describes the machine, below `/` or, in tests, below a directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -165,7 +165,7 @@ impl Drop for Object {
     }
 }
 
-/// Destroys an object that somebody else made.
+/// Destroys an object that another process made.
 pub(super) fn destroy(context: &Context, id: u32) -> Result<(), CallError> {
     let mut command = uapi::iommu_destroy {
         size: size!(iommu_destroy),

@@ -38,7 +38,7 @@ pub(super) struct Endpoint {
     pub alignment: u64,
     /// Nothing is mapped there.
     pub blocked: AddressSpace,
-    /// Who else has the device.
+    /// The process that shares the device, if one does.
     pub lender: Option<Lender>,
     pub attached: Attached,
     pub pasids: BTreeMap<Pasid, Attached>,
@@ -101,8 +101,8 @@ impl Endpoint {
 
     /// What a page table for this endpoint must be, for an attachment to `to`.
     pub fn needs(&self, to: Attachment, faults: Option<&FaultQueue>) -> Needs {
-        // What the driver did not ask for is reported all the same, and answered by the device, which tells the
-        // driver of it as a fault. In bypass everything that exists is mapped.
+        // Page requests that the driver did not enable come too: the device answers them INVALID_REQUEST, and reports
+        // them to the driver as faults. In bypass everything that exists is mapped.
         let listens = match to {
             Attachment::Blocked | Attachment::Bypass => false,
             Attachment::Domain { page_requests, .. } => page_requests != PageRequests::Off,

@@ -224,7 +224,7 @@ fn write_answer(mut queue: &File, cookie: u32, answer: Answer) -> io::Result<()>
     }
 }
 
-/// A page request as the kernel tells it.
+/// A page request as the kernel reports it.
 struct Fault {
     dev_id: u32,
     pasid: Option<Pasid>,

@@ -24,12 +24,12 @@ pub(super) struct Group {
 pub(super) struct Mate {
     /// Its name in sysfs: a PCI address.
     pub name: String,
-    /// Somebody has bound it to our iommufd.
+    /// It is bound to our iommufd.
     pub bound: bool,
 }
 
 impl Group {
-    /// The group of a device in sysfs. `listed`: what the kernel tells of devices that a reset of this one concerns,
+    /// The group of a device in sysfs. `listed`: the devices that a reset of this one concerns,
     /// which need not be all of the group.
     pub fn of(device: &Path, listed: &[Dependent]) -> io::Result<Self> {
         let directory = device.join("iommu_group");
@@ -111,7 +111,7 @@ mod tests {
                 ("0000:01:00.0", Some("pcieport")),
             ],
         );
-        // The kernel's numbers: 0 for nobody's in a group that we have, -1 for somebody else's.
+        // The kernel's numbers: 0 if it is bound to no iommufd and its group is ours, -1 if the group is not ours.
         let listed = [
             dependent(1, 3),
             dependent(2, 0),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Who shares a device with us: the virtual machine monitor that has bound it.
+//! The virtual machine monitor that has bound a device and shares it with us.
 //!
 //! Before we come, the device is in an address space of the monitor, which has all of guest memory in it and follows
 //! what comes and goes. We know guest memory only from the start of the guest's driver on, and a boot loader uses
@@ -13,7 +13,7 @@ use super::kernel;
 use super::startup::SetupError;
 use crate::spec::EndpointId;
 
-/// Who has lent a device.
+/// The monitor that has lent a device.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lender {
     identity: Option<u32>,

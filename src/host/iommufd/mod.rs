@@ -60,6 +60,7 @@ pub use startup::{GroupMate, SetupError, open_iommufd, pinning_limit};
 use context::{Context, access_flags};
 use device::Attach;
 use endpoint::Endpoint;
+use error::is_exhausted;
 use fault::FaultQueue;
 use lender::Lender;
 use memory::GuestMemory;
@@ -79,28 +80,28 @@ const SMALLEST_GRANULE: u64 = 4096;
 /// Where the device of an endpoint comes from.
 #[derive(Debug)]
 pub enum EndpointSource {
-    /// A VFIO character device that nobody else uses.
+    /// The path of a VFIO character device that no other process uses (`/dev/vfio/devices/vfioN`).
     VfioPath(PathBuf),
-    /// A duplicate of a VFIO device that somebody else has bound to the same iommufd.
+    /// A duplicate of a VFIO device that another process has bound to the same iommufd.
     VfioFd(OwnedFd),
     /// A device on the kernel's mock bus.
     #[cfg(feature = "iommufd-test")]
     Mock {
-        /// The object that stands for it.
+        /// The id in the iommufd of the object that stands for it: `out_stdev_id` of `struct iommu_test_cmd`.
         stdev_id: u32,
     },
 }
 
-/// What iommufd has in this kernel and not in every one.
+/// Abilities of iommufd that some kernels lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelSupport {
-    /// Fault queues (Linux 6.11): without, there are no page requests.
+    /// Fault queues (`IOMMU_FAULT_QUEUE_ALLOC`, Linux 6.11). Without them there are no page requests.
     pub fault_queue: bool,
-    /// Mappings of files (Linux 6.14): without, guest memory is mapped by address.
+    /// Mappings of files (`IOMMU_IOAS_MAP_FILE`, Linux 6.14). Without them guest memory is mapped by address.
     pub map_file: bool,
 }
 
-/// The iommufd host.
+/// The iommufd host: VFIO devices as endpoints, through `linux/iommufd.h` and `linux/vfio.h`.
 pub struct IommufdHost {
     limits: OnceLock<Limits>,
     // Lock order: `state`, then what is in `faults`. Dropped first: page tables use the fault queue.
@@ -127,12 +128,19 @@ struct Domain {
 
 impl IommufdHost {
     /// A host without endpoints and memory, over an open iommufd.
+    ///
+    /// # Errors
+    /// * [`SetupError::NotIommufd`]: the descriptor is none of `/dev/iommu`, or the kernel is older than Linux 6.2.
+    /// * [`SetupError::NoMemory`].
     pub fn new(iommufd: OwnedFd) -> Result<Self, SetupError> {
         let context = Context::new(iommufd);
         let memory = GuestMemory::new(&context)
             .map_err(|error| error.of_setup(|error| SetupError::NotIommufd(error.to_string())))?;
         let faults = match FaultQueue::new(&context) {
             Ok(queue) => Some(queue),
+            Err(error) if is_exhausted(error.errno) => {
+                return Err(SetupError::NoMemory(error.to_string()));
+            }
             Err(error) => {
                 log::warn!("no page requests from devices, they need Linux 6.11 or newer: {error}");
                 None
@@ -164,10 +172,19 @@ impl IommufdHost {
         }
     }
 
-    /// Adds an endpoint; it is blocked. `dev_id` is its id in the iommufd, where it cannot be found out.
+    /// Adds an endpoint; it is blocked. `dev_id` is the id of its device in the iommufd (`out_devid` of
+    /// `struct vfio_device_bind_iommufd`); `None`: it is found out. What the endpoint can do is found out here, and told
+    /// by [`Host::properties`] afterwards.
     ///
     /// # Errors
-    /// It cannot be set up. A device that somebody shares is where it was, or blocked.
+    /// The device of a VFIO path is closed again. A device that another process shares is where it was, or blocked.
+    /// * [`SetupError::Exists`], [`SetupError::DeviceInUse`]: the endpoint or the device is there already.
+    /// * [`SetupError::Open`], [`SetupError::Bind`]: the file cannot be opened, or the kernel does not give the device away.
+    /// * [`SetupError::NoDeviceId`], [`SetupError::MockWithoutDeviceId`]: `dev_id` is needed.
+    /// * [`SetupError::SharesGroup`]: another device of its IOMMU group is in use.
+    /// * [`SetupError::Attach`]: the kernel refuses a step of the set-up.
+    /// * [`SetupError::Incompatible`]: it does not go with [`Host::limits`], which are fixed by now.
+    /// * [`SetupError::NoMemory`]: the same can succeed later.
     pub fn add_endpoint(
         &self,
         id: EndpointId,
@@ -247,7 +264,7 @@ impl IommufdHost {
 }
 
 impl Drop for IommufdHost {
-    /// A device must be off a page table before that can go; and who shares the iommufd lives on.
+    /// A device must be off a page table before that can go; and a process that shares the iommufd lives on.
     fn drop(&mut self) {
         let ids: Vec<_> = self.state().endpoints.keys().copied().collect();
         for id in ids {

@@ -61,7 +61,7 @@ pub enum SetupError {
 pub enum GroupMate {
     /// That of another endpoint.
     Endpoint(EndpointId),
-    /// One that is no endpoint and that somebody has bound to the same iommufd: its PCI address.
+    /// One that is no endpoint and that another process has bound to the same iommufd: its PCI address.
     Device(String),
 }
 
@@ -75,6 +75,9 @@ impl fmt::Display for GroupMate {
 }
 
 /// Opens the iommufd device, `/dev/iommu` by default.
+///
+/// # Errors
+/// [`SetupError::Open`], with what to do.
 pub fn open_iommufd(path: &Path) -> Result<OwnedFd, SetupError> {
     let file = OpenOptions::new()
         .read(true)
@@ -95,7 +98,8 @@ pub fn open_iommufd(path: &Path) -> Result<OwnedFd, SetupError> {
     Ok(file.into())
 }
 
-/// How many bytes this process may pin; `None` when nothing limits it, or nothing tells.
+/// How many bytes of memory this process may pin: its soft RLIMIT_MEMLOCK, in bytes. `None` if it is unlimited, if the
+/// process has CAP_IPC_LOCK, or if `/proc/self` cannot be read.
 pub fn pinning_limit() -> Option<u64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let status = fs::read_to_string("/proc/self/status").ok()?;

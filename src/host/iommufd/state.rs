@@ -82,8 +82,8 @@ impl State {
                 return Err(SetupError::SharesGroup(id, group.id, mate));
             }
             log::warn!(
-                "endpoint {id}: {} is in its IOMMU group {} too: give that to nobody, as the kernel would move the two \
-                 together",
+                "endpoint {id}: {} is in its IOMMU group {} too: give it to no other process, as the kernel would move \
+                 the two together",
                 mate.name,
                 group.id
             );

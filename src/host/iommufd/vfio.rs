@@ -2,7 +2,7 @@
 //! Devices of VFIO, through their character device.
 //!
 //! A device that a virtual machine monitor drives is bound by it; we get a duplicate of its descriptor and of the
-//! iommufd, and need only the device's id there. A device that nobody else has we bind ourselves.
+//! iommufd, and need only the device's id there. A device that no other process has we bind ourselves.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -31,7 +31,7 @@ pub(super) struct VfioDevice {
 }
 
 impl VfioDevice {
-    /// Opens a device that nobody else uses and binds it. Returns it with its id.
+    /// Opens a device that no other process uses and binds it. Returns it with its id.
     pub fn open(context: &Context, path: &Path) -> Result<(Self, u32), SetupError> {
         let file = OpenOptions::new()
             .read(true)
@@ -53,7 +53,7 @@ impl VfioDevice {
         Ok((Self::bound(file, &listed)?, dev_id))
     }
 
-    /// Takes a duplicate of a device that somebody else has bound to our context. Returns it with its id.
+    /// Takes a duplicate of a device that another process has bound to our context. Returns it with its id.
     pub fn shared(
         context: &Context,
         fd: OwnedFd,

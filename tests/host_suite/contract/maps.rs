@@ -49,7 +49,7 @@ fn memory_that_is_not_made_of_pages_is_cut_or_refused() {
         .unwrap_err();
     assert_eq!(errors.len(), 1);
     assert_eq!((errors[0].gpa, errors[0].length), (Gpa(0x1000), MIB));
-    // Who maps it is told so, and nobody else.
+    // Each mapping that leads there is refused, and no other.
     let end = 0x1000 + MIB;
     for gpa in [0, 0x1000, end - 0x1000] {
         let error = bench.map(&domain, IOVA, 0x2000, gpa).unwrap_err();

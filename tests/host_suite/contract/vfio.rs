@@ -82,7 +82,7 @@ fn bypass_of_a_shared_device_is_the_mapping_of_who_shares_it() {
     let _turn = turn();
     let bench = Bench::new();
     let device = Edu::open(&bench.kernel);
-    // As a virtual machine monitor does: before anybody tells us of memory, it is mapped.
+    // As a virtual machine monitor does: memory is mapped before the host is told of it.
     let monitors = bench.kernel.nursery;
     let region = bench.ram.region(16 * MIB, 0, MIB);
     bench.kernel.map_file(monitors, &region);

@@ -172,6 +172,28 @@ fn sigterm_ends_it_in_the_middle_of_a_message() {
 }
 
 #[test]
+fn sigterm_ends_it_while_a_front_end_reads_no_answers() {
+    let program = start();
+    let mut stream = UnixStream::connect(program.path("vhost")).expect("a connection");
+    program.wait_for_line(&["a front-end is connected"]);
+    stream.set_nonblocking(true).expect("a socket");
+    // GET_FEATURES, until neither side takes more for a while.
+    let message = [1_u32, 1, 0].map(u32::to_ne_bytes).concat();
+    let mut full = 0;
+    while full < 1000 {
+        match std::io::Write::write(&mut stream, &message) {
+            Ok(_) => full = 0,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                full += 1;
+                std::thread::yield_now();
+            }
+            Err(error) => panic!("the connection ended: {error}"),
+        }
+    }
+    stop(program);
+}
+
+#[test]
 fn sigterm_ends_it_while_another_process_accepts_from_the_same_socket() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("socket");

@@ -207,6 +207,7 @@ fn run_library(listener: UnixListener, backend: &mut dyn ServerBackend) -> Ended
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::path::{Path, PathBuf};
     use std::process::Command;
 
     use vfio_user::{Client, DmaMapFlags, DmaUnmapFlags};
@@ -250,9 +251,7 @@ mod tests {
     }
 
     /// Serves a client that resets at once, on a thread with a name.
-    fn serve_a_reset() -> Ended {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("socket");
+    fn serve_a_reset(path: PathBuf) -> Ended {
         let listener = UnixListener::bind(&path).expect("a listener");
         let client = std::thread::spawn(move || {
             let mut client = Client::new(&path).expect("a connection");
@@ -274,17 +273,19 @@ mod tests {
     fn a_panic_ends_its_connection_and_not_the_process_that_is_confined() {
         const NAME: &str = "soft_endpoint::server::tests::\
             a_panic_ends_its_connection_and_not_the_process_that_is_confined";
-        if std::env::var_os(CHILD).is_some() {
+        if let Some(directory) = std::env::var_os(CHILD) {
             seccomp::install(seccomp::Seccomp::Kill).expect("a filter");
-            for _ in 0..2 {
-                assert!(matches!(serve_a_reset(), Ended::Panicked));
+            for socket in ["first", "second"] {
+                let path = Path::new(&directory).join(socket);
+                assert!(matches!(serve_a_reset(path), Ended::Panicked));
             }
             return;
         }
         for backtrace in ["0", "1", "full"] {
+            let directory = tempfile::tempdir().expect("a directory");
             let child = Command::new(std::env::current_exe().expect("this program"))
                 .args(["--exact", NAME, "--nocapture"])
-                .env(CHILD, "1")
+                .env(CHILD, directory.path())
                 .env("RUST_BACKTRACE", backtrace)
                 .output()
                 .expect("a process");

@@ -21,7 +21,7 @@ pub enum CtlError {
     /// The command line makes no command.
     #[error("{0}; see 'vhost-device-iommu ctl --help'")]
     Usage(String),
-    /// Nobody listens, or not for us.
+    /// No process listens there, or this one may not connect.
     #[error("cannot connect to the control socket {0}: {1}")]
     Connect(PathBuf, io::Error),
     /// The connection broke.

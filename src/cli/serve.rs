@@ -125,7 +125,7 @@ fn stop_on_signals(stop: &EventFd) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The endpoints and the sockets: all that can fail for what the options say. Nobody is served yet.
+/// The endpoints and the sockets: all that can fail because of the options. No client is served yet.
 struct Setup {
     endpoints: Arc<Endpoints>,
     control: Option<SocketFile>,

@@ -91,7 +91,7 @@ pub enum Command {
     },
     /// `dma-read`
     DmaRead {
-        /// Who reads.
+        /// The source of the access.
         requester: Requester,
         /// From where.
         iova: Iova,
@@ -100,7 +100,7 @@ pub enum Command {
     },
     /// `dma-write`
     DmaWrite {
-        /// Who writes.
+        /// The source of the access.
         requester: Requester,
         /// Where to.
         iova: Iova,
@@ -109,7 +109,7 @@ pub enum Command {
     },
     /// `page-request`
     PageRequest {
-        /// Who asks.
+        /// The source of the request.
         requester: Requester,
         /// What for; at least one.
         pages: Vec<PageRequest>,
@@ -143,7 +143,10 @@ pub struct EndpointAdd {
 }
 
 impl EndpointAdd {
-    /// The endpoint. `fd` is the number of a descriptor that came with the line: its VFIO device.
+    /// The endpoint. `fd` is the number of a descriptor that came with the command: its VFIO device.
+    ///
+    /// # Errors
+    /// The arguments describe no endpoint: class `InvalidArgument`.
     pub fn spec(&self, fd: Option<i32>) -> Result<EndpointSpec, CommandError> {
         let fd = fd.map(|fd| fd.to_string());
         let with_line = fd.iter().map(|fd| ("vfio-fd", fd.as_str()));

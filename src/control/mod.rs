@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The control socket: JSON, one object per line, in the manner of QMP.
+//! The control socket: JSON objects, in the manner of QMP. An answer is a line.
 //!
 //! ```text
 //! {"execute":"dma-read","arguments":{"endpoint":"00:05.0","iova":4096,"length":16},"id":1}
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! One thread serves every connection. A command that waits for the guest - an access that raised a page
-//! request - is a future; it holds up nobody, and its answer comes when it comes, with its `id`.
+//! request - is a future: other commands go on, and its answer comes when the guest has answered, with its `id`.
 //!
 //! Files: `input` (bytes to commands, and the descriptors that come with them), `command` (a command with validated
 //! arguments), `execute` (what it does), `lists` (long answers), `output` (answers), `connection` (one client: commands in, answers out, what

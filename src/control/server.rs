@@ -36,7 +36,10 @@ pub struct ControlError(#[from] io::Error);
 pub struct Control(JoinHandle<()>);
 
 impl Control {
-    /// Starts the thread. `stop` is never read, so that others can wait for it too.
+    /// Starts the thread. `stop` is never read: other threads wait for it too.
+    ///
+    /// # Errors
+    /// A descriptor or the thread cannot be made.
     pub fn start(
         listener: UnixListener,
         context: Context,

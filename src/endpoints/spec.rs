@@ -33,7 +33,7 @@ pub enum Backing {
     Vfio {
         /// Its VFIO character device.
         device: VfioDevice,
-        /// Its number in the iommufd, when somebody else has bound it.
+        /// Its number in the iommufd, if another process has bound it.
         dev_id: Option<u32>,
     },
     /// A device on the mock bus of a test kernel.
@@ -94,6 +94,9 @@ pub enum EndpointSpecError {
 
 impl EndpointSpec {
     /// From an ID and pairs of keys and values.
+    ///
+    /// # Errors
+    /// A key is unknown or given twice, a value is not what its key takes, or keys do not go together.
     pub fn from_pairs<'a>(
         id: EndpointId,
         pairs: impl IntoIterator<Item = (&'a str, &'a str)>,

@@ -35,7 +35,7 @@ pub fn take_fd(fd: RawFd) -> io::Result<OwnedFd> {
         return Err(io::Error::other("it was not inherited"));
     }
     fcntl_setfd(inherited, flags | FdFlags::CLOEXEC)?;
-    // SAFETY: it is open, and nobody in the process owns it: see above.
+    // SAFETY: it is open, and nothing in the process owns it: see above.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -64,7 +64,7 @@ pub fn socket_kind(fd: impl AsFd) -> SocketKind {
     }
 }
 
-/// Whether somebody can make a file shorter while it is mapped here, so that an access beyond its end would raise
+/// Whether another process can make a file shorter while it is mapped here. An access beyond its end would raise
 /// SIGBUS. Only a file that is sealed against it (`F_SEAL_SHRINK`) cannot become shorter.
 pub fn can_shrink(file: impl AsFd) -> bool {
     // Of a file that has no seals it is an error.
@@ -94,7 +94,7 @@ impl Signals {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: signalfd just made it, and nobody else has it.
+        // SAFETY: signalfd just made it, and nothing else owns it.
         Ok(Self(unsafe { File::from_raw_fd(fd) }))
     }
 

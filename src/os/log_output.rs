@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Standard error as the place for the log: whoever reads it, or does not, holds nothing up and ends nothing.
+//! Standard error as the place for the log. A reader that is slow or gone, or a file that is full, holds nothing up and ends
+//! nothing.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Write};

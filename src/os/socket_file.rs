@@ -40,7 +40,7 @@ pub struct SocketFile {
     identity: Option<(u64, u64)>,
 }
 
-/// Who may connect: the owner and the group of the file, so far as the umask lets them.
+/// The owner and the group of the file may connect, minus the umask.
 pub const OWNER_AND_GROUP: u32 = 0o660;
 /// The owner alone may connect.
 pub const OWNER: u32 = 0o600;

@@ -34,7 +34,7 @@ pub(super) enum ClientError {
     #[error("cannot connect ({0}); start QEMU with -qmp unix:PATH,server=on,wait=off")]
     Connect(#[source] io::Error),
     #[error(
-        "others wait for the monitor already; it serves one client at a time, so give this one to nobody else"
+        "others wait for the monitor already; it serves one client at a time, so give this one to no other client"
     )]
     Busy,
     #[error("the connection has ended")]
@@ -42,7 +42,7 @@ pub(super) enum ClientError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error(
-        "no answer within {} s; the monitor serves one client at a time, so give this one to nobody else",
+        "no answer within {} s; the monitor serves one client at a time, so give this one to no other client",
         PATIENCE.as_secs()
     )]
     Silent,
@@ -127,7 +127,7 @@ impl Waiter {
     }
 }
 
-/// Connects without waiting for room in the monitor's queue: a monitor accepts nobody while it has its one client.
+/// Connects without waiting for room in the monitor's queue: while a monitor has its one client, it accepts no other.
 pub(super) fn connect(path: &Path) -> Result<UnixStream, ClientError> {
     let attempt = || {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

@@ -2,11 +2,11 @@
 //! What QEMU says over its machine protocol (QMP), and vhost-user messages cannot say.
 //!
 //! * `RESET`: the machine was reset. To vhost-user that looks like a pause until the next driver comes; here endpoints
-//!   are in bypass at once, or blocked, as at start, so that firmware and boot loaders find what they expect.
+//!   are in bypass at once, or blocked, as `--boot-bypass` says: that is what firmware and boot loaders expect.
 //! * `DEVICE_DELETED`: QEMU has let go of a device. Our duplicate of its descriptor would keep it; the endpoint that
 //!   names the device (`qemu-id=`) is removed.
 //! * whether the machine runs (`query-status`), asked when the queues have stopped. Stopped queues of a machine that runs
-//!   are a driver's end: the next driver finds the device reset, and until then nobody is asked for pages. Of one that is
+//!   are a driver's end: the next driver finds the device reset, and until then there are no page requests. Of one that is
 //!   paused they are its pause, until `RESUME`; then the question is asked again.
 //!
 //! # Order
@@ -75,7 +75,7 @@ pub struct Context {
 pub struct Qmp(JoinHandle<()>);
 
 impl Qmp {
-    /// Starts the thread. `stop` is never read, so that others can wait for it too.
+    /// Starts the thread. `stop` is never read: other threads wait for it too.
     ///
     /// # Errors
     /// A descriptor or the thread cannot be made.
@@ -183,7 +183,7 @@ impl Listener {
         self.context.endpoints.device()
     }
 
-    /// How many front-ends there have been: another one has found everything as at start.
+    /// How many front-ends there have been: a new one finds a device that was reset.
     fn front_ends(&self) -> u64 {
         self.device().counters().connections.get()
     }
@@ -192,7 +192,7 @@ impl Listener {
         let text = error.to_string();
         if self.reported.as_ref() != Some(&text) {
             log::warn!(
-                "QMP: {}: {text}; trying again, and until then resets are told from pauses by the request queue",
+                "QMP: {}: {text}; trying again; until then the request queue alone distinguishes a reset from a pause",
                 self.path.display()
             );
             self.reported = Some(text);

@@ -107,7 +107,7 @@ class ExamplesTest(unittest.TestCase):
 
     def test_qemu_starts_with_the_examples_of_the_help(self):
         text = subprocess.run([self.backend, "--help"], capture_output=True, text=True, check=True).stdout
-        self.paste(text)
+        self.paste(text.split("Examples:\n")[1])
 
     def test_qemu_starts_with_the_commands_of_the_readme(self):
         _, block = (ROOT / "README.md").read_text().split("## Use it\n\n```sh\n")

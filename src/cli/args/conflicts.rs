@@ -42,14 +42,14 @@ pub enum ArgsError {
         "endpoint {0} is a mock device: pass the iommufd that it was made in with --iommufd-fd"
     )]
     MockWithoutIommufd(EndpointId),
-    /// The name of a device, and nobody who tells of it.
+    /// The name of a device of QEMU, and no connection to QEMU.
     #[error(
         "endpoint {0} has qemu-id=, which is for --qmp: pass the path of QEMU's QMP socket with it"
     )]
     QemuIdWithoutQmp(EndpointId),
     /// A check of what cannot be looked at.
     #[error(
-        "endpoint {0}: check looks at devices that nobody uses, by path: give it vfio=/dev/vfio/devices/vfioN and no dev-id"
+        "endpoint {0}: check looks at devices that no process uses, by path: give it vfio=/dev/vfio/devices/vfioN and no dev-id"
     )]
     NotCheckable(EndpointId),
     /// One path for two sockets.
@@ -79,6 +79,9 @@ fn check_endpoints(endpoints: &[EndpointSpec]) -> Result<(), ArgsError> {
 
 impl CheckArgs {
     /// Finds what cannot be looked at.
+    ///
+    /// # Errors
+    /// An endpoint is no device by path, or is given twice.
     pub fn check(&self) -> Result<(), ArgsError> {
         let by_path = |endpoint: &&EndpointSpec| {
             matches!(
@@ -98,6 +101,9 @@ impl CheckArgs {
 
 impl ServeArgs {
     /// Finds options that contradict each other.
+    ///
+    /// # Errors
+    /// The first contradiction.
     pub fn check(&self) -> Result<(), ArgsError> {
         check_endpoints(&self.endpoints)?;
         #[cfg(feature = "iommufd-test")]

@@ -140,7 +140,23 @@ fn subcommands_need_no_socket() {
     }
     let args = parse("ctl /run/c dma-read endpoint=1 iova=-1").expect("ctl");
     assert!(matches!(args.command, Some(Command::Ctl(ctl)) if ctl.command.len() == 3));
-    parse("--print-capabilities").expect("capabilities");
+}
+
+#[test]
+fn capabilities_are_asked_for_before_anything_else() {
+    let asks = |options: &str| {
+        asks_for_capabilities(options.split_whitespace().map(std::ffi::OsString::from))
+    };
+    for options in [
+        "--print-capabilities",
+        "--nonsense --print-capabilities",
+        "--fd x --print-capabilities --endpoint",
+    ] {
+        assert!(asks(options), "{options}");
+    }
+    for options in ["", "--fd 3", "ctl /run/c --print-capabilities", "viot"] {
+        assert!(!asks(options), "{options}");
+    }
 }
 
 #[test]

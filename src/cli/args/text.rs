@@ -33,21 +33,22 @@ Examples:
     qemu-system-x86_64 -machine q35 -m 1G \\
         -object memory-backend-memfd,id=mem,size=1G,share=on \\
         -numa node,memdev=mem -chardev socket,id=c,path=/run/iommu.sock \\
-        -device vhost-user-test-device-pci,chardev=c,virtio-id=23,\\
-num_vqs=2,vq_size=1024,config_size=40,addr=04.0 \\
+        -device vhost-user-test-device-pci,id=io,chardev=c,addr=04.0 \\
+        -set device.io.virtio-id=23 -set device.io.num_vqs=2 \\
+        -set device.io.vq_size=1024 -set device.io.config_size=40 \\
         -acpitable sig=VIOT,rev=0,data=viot.bin -device edu,addr=05.0
 
-  A software endpoint with a PCI function, to which QEMU's vfio-user-pci connects:
+  A software endpoint with a PCI function, for QEMU's vfio-user-pci:
     vhost-device-iommu --socket-path /run/iommu.sock \\
         --endpoint 00:05.0,soft=/run/pci.sock
 
-  A physical device, bound to the driver vfio-pci, which the guest sees at 00:06.0:
+  A physical device, bound to vfio-pci, which the guest sees at 00:06.0:
     vhost-device-iommu --socket-path /run/iommu.sock \\
         --endpoint 00:06.0,vfio=/dev/vfio/devices/vfio0
 
-Exit status: 0 after SIGTERM, SIGINT or SIGHUP, or when the front-end closes the
-connected socket of --fd; 1 when something failed; 2 when the command line cannot
-be understood.";
+Exit status: 0 after SIGTERM, SIGINT or SIGHUP, or when the front-end closes
+the connected socket of --fd; 1 when something failed; 2 when the command line
+cannot be understood.";
 
 pub(super) const CHECK_STATUS: &str = "\
 Exit status: 0 when the machine has all that serving devices needs; 1 when

@@ -9,7 +9,12 @@
 | `kernel` | the lab kernel, built from source, and Debian's packaged kernel |
 | `boot` | the machine's own files as a guest of the lab kernel, to run one program |
 | `initramfs` | small guests: an init and modules |
-| `cargo` | what cargo builds |
+| `cargo`, `programs`, `selftest` | what cargo builds; the guests' programs |
 | `vm` | the back-end, QEMU and the program in the guest, as processes to talk to |
-| `suites`, `tally` | the test suites and their counts |
+| `suites`, `fuzzing` | the test suites, as jobs |
+| `parts` | what they stand on, as jobs: kernels, QEMU, builds |
+| `lanes`, `processes` | jobs side by side; processes with deadlines |
+| `classes`, `worker` | a class of tests in a process of its own |
+| `rotation` | what a default run leaves to others |
+| `tally` | counts of tests, and what is shown of them |
 """

@@ -70,6 +70,8 @@ class Suites:
         self._tally = tally
         self._options = options
         self.parts = Parts(tally)
+        # The names of the tests that jobs run, where a job is a class.
+        self.tests: dict[str, tuple[str, ...]] = {}
 
     def jobs(self, suite: str) -> list[Job]:
         return SUITES[suite](self)
@@ -247,6 +249,7 @@ class Suites:
 
     def _guest_job(self, cls: TestClass) -> Job:
         parts, name = self.parts, f"guest::{cls.name}"
+        self.tests[name] = cls.tests
 
         def run() -> None:
             classes.run(self._tally, cls, FUNCTIONAL, self._environment(), CLASS_SECONDS, GUEST_SILENCE)
@@ -266,6 +269,7 @@ class Suites:
 
     def _nested_job(self, cls: TestClass) -> Job:
         parts, name = self.parts, f"nested::{cls.name}"
+        self.tests[name] = cls.tests
 
         def run() -> None:
             environment = {**self._environment(), "LAB_PATIENCE": "5"}

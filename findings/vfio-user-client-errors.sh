@@ -3,7 +3,7 @@
 #
 # Software:  crate vfio_user 0.1.7 (rust-vmm/vfio-user), its client
 # Behaviour: dma_map() and reset() read the server's reply and do not look at its error bit: they are Ok when the server has
-#            refused. A client that wants to know reads the replies itself.
+#            refused. A user of the client has no other way to hear of it.
 # Seen:      A server that answers each DMA_MAP and DEVICE_RESET with an error: both calls return Ok(()).
 set -euo pipefail
 

@@ -16,4 +16,5 @@ def lab_environment() -> dict[str, str]:
         "LAB_BACKEND": str(cargo.backend()),
         "LAB_INIT": str(programs.guest_init()),
         "LAB_PCI_SELFTEST": str(selftest.ensure_pci_selftest()),
+        "LAB_VFIO_SELFTESTS": str(selftest.ensure_vfio_selftests()),
     }

@@ -212,12 +212,13 @@ class Parts:
 
     @functools.cached_property
     def selftest(self) -> Job:
-        """The kernel's own test of PCI endpoints."""
+        """The kernel's own tests of PCI endpoints and of VFIO."""
 
         def run() -> None:
             self.environment["LAB_PCI_SELFTEST"] = str(selftest.ensure_pci_selftest())
+            self.environment["LAB_VFIO_SELFTESTS"] = str(selftest.ensure_vfio_selftests())
 
-        return Job("the kernel's test of PCI endpoints", run, BUILDS, 2, needs=(self.source,))
+        return Job("the kernel's tests of PCI endpoints and VFIO", run, BUILDS, 15, needs=(self.source,))
 
     @functools.cached_property
     def arm_selftest(self) -> Job:

@@ -19,6 +19,7 @@ environment variable names another one:
 | `LAB_TEST_BACKEND` | the same with endpoints on the kernel's mock bus |
 | `LAB_ODD_BACKEND` | the same that sends what drivers have to ignore |
 | `LAB_PCI_SELFTEST` | the kernel's own test of PCI endpoints, tools/testing/selftests/pci_endpoint |
+| `LAB_VFIO_SELFTESTS` | a directory with those of VFIO, tools/testing/selftests/vfio |
 | `LAB_INIT` | the guest's program, made by `make -C guest` |
 | `LAB_ARM_PCI_SELFTEST`, `LAB_ARM_INIT` | both for Arm |
 | `LAB_ARM_MMIO_DRIVER` | the module virtio_mmio for the kernel for Arm |
@@ -45,7 +46,7 @@ from ..kernel import Kernel
 __all__ = [
     "Kernel", "Missing", "arm_init", "arm_kernel", "arm_mmio_driver", "arm_patched_kernel", "arm_pci_selftest",
     "arm_qemu", "backend", "debian_kernel", "debug_kernel", "debug_patched_kernel", "guest_init", "lab_kernel", "odd_backend",
-    "patched_kernel", "pci_selftest", "qemu", "test_backend",
+    "patched_kernel", "pci_selftest", "qemu", "test_backend", "vfio_selftests",
 ]  # fmt: skip
 
 Found = TypeVar("Found")
@@ -127,6 +128,16 @@ def pci_selftest() -> pathlib.Path:
     _need({"gcc": "gcc"})
     _in_cache("the kernel's source", "fetch", kernels.ensure_source)
     return selftest.ensure_pci_selftest()
+
+
+@functools.cache
+def vfio_selftests() -> pathlib.Path:
+    """The directory of the kernel's own tests of VFIO."""
+    if given := _path("LAB_VFIO_SELFTESTS"):
+        return given
+    _need(selftest.VFIO_TOOLS)
+    _in_cache("the kernel's source", "fetch", kernels.ensure_source)
+    return selftest.ensure_vfio_selftests()
 
 
 @functools.cache

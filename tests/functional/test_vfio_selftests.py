@@ -41,7 +41,7 @@ DRIVER_TESTS = {
 
 # Over the oldest interface iommufd maps pages of 4 KiB alone: 262,144 MAP requests for a test. A default run has these.
 FEW_DRIVER_TESTS = ("memcpy_success", "send_msi")
-EVERYTHING = bool(os.environ.get("LAB_EVERYTHING"))
+EVERYTHING = bool(os.environ.get("LAB_EXHAUSTIVE"))
 
 # Beside our IOMMU this one remaps interrupts, and translates nothing: without it Linux has one message of MSI on x86.
 REMAPPING = ("-device", "intel-iommu,intremap=on,dma-translation=off")

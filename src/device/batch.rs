@@ -295,11 +295,11 @@ impl<'a> Batch<'a> {
     fn settle(&mut self) -> Option<Status> {
         let device = self.device;
         let state = &mut *self.state;
-        let domain = state.joined.domain()?;
-        device.counters.unmap_host_calls.increment();
+        let domains = &state.domains;
         let settled = state
             .joined
-            .settle(&*device.host, paging(&state.domains, domain).ok())?;
+            .settle(&*device.host, |domain| paging(domains, domain).ok())?;
+        device.counters.unmap_host_calls.increment();
         state.mappings += settled.put_back;
         Some(match settled.result {
             Ok(()) => {

@@ -50,15 +50,11 @@ impl JoinedUnmaps {
         self.open.as_ref().is_some_and(|open| open.domain != domain)
     }
 
-    /// The domain of the open ones.
-    pub fn domain(&self) -> Option<DomainId> {
-        self.open.as_ref().map(|open| open.domain)
-    }
-
     /// Takes everything in the range out of the table. `None` when there is nothing (U52).
     ///
     /// # Errors
     /// The range cuts a mapping, and nothing is removed (U51).
+    #[inline]
     pub fn take_out(
         &mut self,
         table: &mut MappingTable,
@@ -112,13 +108,18 @@ impl JoinedUnmaps {
 
     /// Tells the host of the open UNMAPs. When it fails and the mappings are in force, they are in the table again: the
     /// guest never sees OK for something that did not happen. `None` when none is open.
-    pub fn settle(&mut self, host: &dyn Host, paging: Option<&Paging>) -> Option<Settled> {
+    #[inline]
+    pub fn settle<'a>(
+        &mut self,
+        host: &dyn Host,
+        paging: impl FnOnce(DomainId) -> Option<&'a Paging>,
+    ) -> Option<Settled> {
         let open = self.open.take()?;
         let result = host.unmap(open.domain, open.range, &self.removed);
         let mut put_back = 0;
         if let Err(error) = &result
             && !matches!(error, HostError::Missing(_))
-            && let Some(paging) = paging
+            && let Some(paging) = paging(open.domain)
         {
             let mut table = paging.write();
             for mapping in &self.removed {

@@ -43,9 +43,9 @@ impl IovaRange {
         })
     }
 
-    /// Its length in bytes: at most 2^64.
-    pub fn length(&self) -> u128 {
-        u128::from(self.last.0 - self.first.0) + 1
+    /// Its length in bytes; 0 stands for 2^64.
+    pub fn length(&self) -> u64 {
+        (self.last.0 - self.first.0).wrapping_add(1)
     }
 
     /// Whether `address` lies in the range.
@@ -132,8 +132,8 @@ pub struct Split;
 #[derive(Default)]
 pub struct MappingTable {
     entries: BTreeMap<u64, Entry>,
-    /// What all entries cover. At most 2^64.
-    bytes: u128,
+    /// What all entries cover, modulo 2^64.
+    bytes: u64,
 }
 
 impl MappingTable {
@@ -149,7 +149,10 @@ impl MappingTable {
 
     /// Bytes that are mapped; `u64::MAX` also when it is every address.
     pub fn bytes(&self) -> u64 {
-        self.bytes.try_into().unwrap_or(u64::MAX)
+        if self.bytes == 0 && !self.is_empty() {
+            return u64::MAX;
+        }
+        self.bytes
     }
 
     /// Whether there is no mapping.
@@ -172,7 +175,7 @@ impl MappingTable {
         if self.overlaps(&mapping.range) {
             return Err(Overlap);
         }
-        self.bytes += mapping.range.length();
+        self.bytes = self.bytes.wrapping_add(mapping.range.length());
         self.entries.insert(
             mapping.range.first.0,
             Entry {
@@ -195,7 +198,7 @@ impl MappingTable {
             self.entries.entry(range.first.0)
             && entry.get().last == range.last.0
         {
-            self.bytes -= range.length();
+            self.bytes = self.bytes.wrapping_sub(range.length());
             removed(entry.remove().mapping(range.first.0));
             return Ok(());
         }
@@ -205,7 +208,7 @@ impl MappingTable {
         while let Some(first) = self.first_in(range) {
             if let Some(entry) = self.entries.remove(&first) {
                 let mapping = entry.mapping(first);
-                self.bytes -= mapping.range.length();
+                self.bytes = self.bytes.wrapping_sub(mapping.range.length());
                 removed(mapping);
             }
         }

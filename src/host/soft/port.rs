@@ -21,7 +21,10 @@ mod walk;
 
 use std::sync::{Arc, PoisonError, RwLockReadGuard};
 
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    VolatileSlice,
+};
 
 use crate::host::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
 use crate::host::soft::access::{Access, AccessError, Denied, Transfer};
@@ -124,7 +127,19 @@ impl Port {
         ) else {
             return 0;
         };
-        inner.copy(length, |done| Some((from.at(done)?, to.at(done)?)))
+        let mut slices = Slices::new(&inner.memory);
+        let mut done = 0;
+        while done < length {
+            let (Some(source), Some(target)) = (from.at(done), to.at(done)) else {
+                break;
+            };
+            let moved = slices.copy(source, target, length - done);
+            if moved == 0 {
+                break;
+            }
+            done += moved;
+        }
+        done
     }
 
     /// A copy of which one half at least goes through the endpoint's own cache.
@@ -146,7 +161,7 @@ impl Port {
             let (Some(from), Some(to)) = (at(source), at(target)) else {
                 break;
             };
-            let moved = inner.copy_once(from, to, length - done);
+            let moved = Slices::new(&inner.memory).copy(from, to, length - done);
             if moved == 0 {
                 break;
             }
@@ -372,32 +387,39 @@ impl Port {
     }
 }
 
-impl Inner {
-    /// Copies from and to the pieces of memory that `next` names for the bytes from an offset on.
-    fn copy(
-        &self,
-        length: usize,
-        mut next: impl FnMut(usize) -> Option<((Gpa, usize), (Gpa, usize))>,
-    ) -> usize {
-        let mut done = 0;
-        while done < length {
-            let Some((from, to)) = next(done) else {
-                break;
-            };
-            let moved = self.copy_once(from, to, length - done);
-            if moved == 0 {
-                break;
-            }
-            done += moved;
+/// Slices of guest memory. The region of the one before is tried first: it mostly has the next one too.
+struct Slices<'a> {
+    memory: &'a GuestMemoryMmap,
+    region: Option<&'a GuestRegionMmap>,
+}
+
+impl<'a> Slices<'a> {
+    fn new(memory: &'a GuestMemoryMmap) -> Self {
+        Self {
+            memory,
+            region: None,
         }
-        done
     }
 
-    /// Copies the shortest of two pieces of memory and `length`; 0 if one of them is not in RAM as a whole.
-    fn copy_once(&self, from: (Gpa, usize), to: (Gpa, usize), length: usize) -> usize {
+    /// `None` if the bytes are not in one region.
+    #[inline]
+    fn get(&mut self, gpa: Gpa, count: usize) -> Option<VolatileSlice<'a>> {
+        let address = GuestAddress(gpa.0);
+        let known = self
+            .region
+            .filter(|region| region.to_region_addr(address).is_some());
+        let region = known.or_else(|| self.memory.find_region(address))?;
+        self.region = Some(region);
+        region
+            .get_slice(region.to_region_addr(address)?, count)
+            .ok()
+    }
+
+    /// Copies the shortest of two pieces of memory and `length`; 0 if one of them is not in one region.
+    #[inline]
+    fn copy(&mut self, from: (Gpa, usize), to: (Gpa, usize), length: usize) -> usize {
         let count = from.1.min(to.1).min(length);
-        let slice = |gpa: Gpa| self.memory.get_slice(GuestAddress(gpa.0), count);
-        let (Ok(source), Ok(target)) = (slice(from.0), slice(to.0)) else {
+        let (Some(source), Some(target)) = (self.get(from.0, count), self.get(to.0, count)) else {
             return 0;
         };
         source.copy_to_volatile_slice(target);

@@ -33,6 +33,11 @@ class Call(threading.Thread):
         except ControlError as error:
             self._error = error
 
+    def waits(self, seconds: float) -> bool:
+        """Whether it still blocks after so long."""
+        self.join(seconds)
+        return self.is_alive()
+
     def result(self) -> Any:
         self.join(60)
         if self.is_alive():

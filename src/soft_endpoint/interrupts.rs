@@ -187,14 +187,14 @@ impl Interrupts {
         }
     }
 
-    /// Raises a vector by what is enabled. With INTx there is one. [`Self::deliver`] comes next.
+    /// Raises a vector by what is enabled. With INTx there is one. `deliver` comes next.
     pub fn raise(&self, vector: u16) {
         let mut inner = self.lock();
         let kind = inner.kind();
         inner.raise(kind, vector);
     }
 
-    /// Raises a vector of a kind, if that kind is enabled: whether it is. [`Self::deliver`] comes next.
+    /// Raises a vector of a kind, if that kind is enabled: whether it is. `deliver` comes next.
     pub fn raise_as(&self, kind: InterruptKind, vector: u16) -> bool {
         let mut inner = self.lock();
         let enabled = inner.kind() == kind && vector < inner.enabled_vectors(kind);
@@ -210,7 +210,7 @@ impl Interrupts {
         inner.intx.pending || inner.intx_asserted
     }
 
-    /// What configuration space says now. [`Self::deliver`] comes next.
+    /// What configuration space says now. `deliver` comes next.
     pub(super) fn set_signalling(&self, signalling: Signalling) {
         let mut inner = self.lock();
         inner.signalling = signalling;
@@ -222,7 +222,7 @@ impl Interrupts {
         inner.settle_messages(InterruptKind::Msix);
     }
 
-    /// Gives eventfds to the vectors from `first` on, or takes them away. [`Self::deliver`] comes next.
+    /// Gives eventfds to the vectors from `first` on, or takes them away. `deliver` comes next.
     pub(super) fn set_triggers(
         &self,
         kind: InterruptKind,
@@ -265,7 +265,7 @@ impl Interrupts {
         }
     }
 
-    /// Masks INTx, or unmasks it, as the front-end does when it has lowered it. [`Self::deliver`] comes next.
+    /// Masks INTx, or unmasks it, as the front-end does when it has lowered it. `deliver` comes next.
     pub(super) fn mask_intx(&self, masked: bool) {
         let mut inner = self.lock();
         inner.intx_masked = masked;

@@ -59,7 +59,7 @@ pub enum Command {
     /// Write the ACPI VIOT table that tells a guest which endpoints the IOMMU translates
     ///
     /// QEMU takes the output after "-acpitable sig=VIOT,rev=0,data=". With --header it is a whole table, which QEMU takes
-    /// after "-acpitable file=", libvirt in <table type='raw'>, and "iasl -d" as its input.
+    /// after "-acpitable file=", libvirt in a table of type "raw", and "iasl -d" as its input.
     #[command(override_usage = text::VIOT_USAGE)]
     Viot(ViotArgs),
     /// Send a command to a control socket and print its answer

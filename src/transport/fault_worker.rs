@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -93,13 +94,14 @@ impl FaultWorker {
     ///
     /// # Errors
     /// See [`Vring::new`].
-    pub fn new_vring(&self) -> io::Result<Vring> {
+    pub fn new_vring(&self, line: Arc<UnixStream>) -> io::Result<Vring> {
         let shared = &self.shared;
         Vring::new(
             shared.memory.clone(),
             Arc::clone(&self.poller),
             KICK,
             Arc::clone(&shared.wake),
+            line,
         )
     }
 

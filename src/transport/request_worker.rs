@@ -75,7 +75,13 @@ impl RequestWorker {
         let wake = Arc::new(new_event()?);
         let shared = Arc::new(RequestShared {
             device,
-            vring: Vring::new(memory.clone(), Arc::clone(&poller), KICK, Arc::clone(&wake))?,
+            vring: Vring::new(
+                memory.clone(),
+                Arc::clone(&poller),
+                KICK,
+                Arc::clone(&wake),
+                Arc::clone(&hangup.0),
+            )?,
             memory,
             faults,
             wake,

@@ -110,7 +110,7 @@ impl Server {
         let hangup = Hangup(Arc::clone(&line));
         let poller = waiter(stop)?;
         poller.add_hangup(line.as_raw_fd(), SOCKET)?;
-        let events = self.faults.new_vring()?;
+        let events = self.faults.new_vring(Arc::clone(&line))?;
         let worker = RequestWorker::start(
             Arc::clone(&self.device),
             self.memory.clone(),

@@ -9,7 +9,9 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -40,6 +42,8 @@ struct Shared {
     token: u64,
     /// Written after each change: the worker looks at the vring again.
     wake: Arc<EventFd>,
+    /// The front-end's connection, to end it if a message cannot be carried out.
+    line: Arc<UnixStream>,
     memory: Memory,
     /// For the library alone, which looks whether there is a kick descriptor to wait for. There never is.
     empty: VringMutex<Memory>,
@@ -62,7 +66,8 @@ pub(super) struct State {
 }
 
 impl Vring {
-    /// A vring in guest memory, whose kicks `poller` reports as `token`. Each change of it writes `wake`.
+    /// A vring of the connection `line`, in guest memory. `poller` reports its kicks as `token`. Each change of it writes
+    /// `wake`.
     ///
     /// # Errors
     /// The library does not take the size of the queue.
@@ -71,6 +76,7 @@ impl Vring {
         poller: Arc<Poller>,
         token: u64,
         wake: Arc<EventFd>,
+        line: Arc<UnixStream>,
     ) -> io::Result<Self> {
         let empty =
             VringMutex::new(memory.clone(), MAX_QUEUE_SIZE as u16).map_err(io::Error::other)?;
@@ -90,6 +96,7 @@ impl Vring {
             poller,
             token,
             wake,
+            line,
             memory,
             empty,
         })))
@@ -155,6 +162,18 @@ impl Vring {
         // It fails only when the counter is full, and then the worker is awake.
         let _ = self.0.wake.write(1);
         watched.map(|()| result)
+    }
+
+    /// For the library, which takes no error here: the connection ends instead. What is wrong with a message, `guard` has
+    /// found before; what is left is a want of memory or descriptors.
+    fn taken<T>(&self, changed: io::Result<T>) -> Option<T> {
+        changed
+            .inspect_err(|error| {
+                log::warn!("the front-end is disconnected: a queue cannot be set up: {error}");
+                // It may have gone by itself.
+                let _ = self.0.line.shutdown(Shutdown::Both);
+            })
+            .ok()
     }
 
     /// Sets the descriptor for kicks. The first one starts the ring.
@@ -312,7 +331,7 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_enabled(&self, enabled: bool) {
-        taken(self.change(|state| state.enabled = enabled));
+        self.taken(self.change(|state| state.enabled = enabled));
     }
 
     fn set_queue_info(
@@ -326,7 +345,7 @@ impl VringT<Memory> for Vring {
             queue.try_set_avail_ring_address(GuestAddress(available))?;
             queue.try_set_used_ring_address(GuestAddress(used))
         });
-        taken(changed).unwrap_or(Ok(()))
+        self.taken(changed).unwrap_or(Ok(()))
     }
 
     fn queue_next_avail(&self) -> u16 {
@@ -334,11 +353,11 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_queue_next_avail(&self, base: u16) {
-        taken(self.change(|state| state.queue.set_next_avail(base)));
+        self.taken(self.change(|state| state.queue.set_next_avail(base)));
     }
 
     fn set_queue_next_used(&self, index: u16) {
-        taken(self.change(|state| state.queue.set_next_used(index)));
+        self.taken(self.change(|state| state.queue.set_next_used(index)));
     }
 
     fn queue_used_idx(&self) -> Result<u16, QueueError> {
@@ -348,20 +367,20 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_queue_size(&self, size: u16) {
-        taken(self.change(|state| state.queue.set_size(size)));
+        self.taken(self.change(|state| state.queue.set_size(size)));
     }
 
     fn set_queue_event_idx(&self, enabled: bool) {
-        taken(self.change(|state| state.queue.set_event_idx(enabled)));
+        self.taken(self.change(|state| state.queue.set_event_idx(enabled)));
     }
 
     /// Only at a stop: a ring starts with its kick descriptor.
     fn set_queue_ready(&self, ready: bool) {
-        taken(self.change(|state| state.queue.set_ready(ready)));
+        self.taken(self.change(|state| state.queue.set_ready(ready)));
     }
 
     fn set_kick(&self, kick: Option<File>) {
-        taken(self.set_kick(kick));
+        self.taken(self.set_kick(kick));
     }
 
     fn read_kick(&self) -> io::Result<bool> {
@@ -369,18 +388,11 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_call(&self, call: Option<File>) {
-        taken(self.set_call(call));
+        self.taken(self.set_call(call));
     }
 
     /// Errors of a ring are logged and counted; the descriptor for them is closed.
     fn set_err(&self, _error: Option<File>) {}
-}
-
-/// The library takes no error here. What can be wrong with a message, `guard` has found before.
-fn taken<T>(changed: io::Result<T>) -> Option<T> {
-    changed
-        .inspect_err(|error| log::error!("a queue cannot be set up: {error}"))
-        .ok()
 }
 
 #[cfg(test)]
@@ -414,7 +426,9 @@ mod tests {
         let poller = Arc::new(Poller::new().expect("a poller"));
         let memory = Memory::new(GuestMemoryMmap::new());
         let wake = Arc::new(new_event().expect("an eventfd"));
-        let vring = Vring::new(memory, Arc::clone(&poller), TOKEN, wake).expect("a vring");
+        let (line, _) = UnixStream::pair().expect("sockets");
+        let vring =
+            Vring::new(memory, Arc::clone(&poller), TOKEN, wake, Arc::new(line)).expect("a vring");
         vring
             .change(|state| state.enabled = true)
             .expect("a change");

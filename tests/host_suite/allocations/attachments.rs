@@ -110,10 +110,6 @@ fn an_endpoint_that_is_detached_comes_to_bypass() {
 #[test]
 fn an_endpoint_whose_driver_ends_comes_to_bypass() {
     sweep("reset", |bench, point| {
-        if point.thread.starts_with("vhost-user") {
-            // A front-end whose messages fail: see `connections`.
-            return String::new();
-        }
         bench.guest.stop();
         let restarted = point.during(|| {
             catch_unwind(AssertUnwindSafe(|| {

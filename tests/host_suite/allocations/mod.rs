@@ -132,8 +132,6 @@ fn start_program() -> Program {
 
 /// An allocation that is to fail.
 struct Point {
-    /// The name of the thread.
-    thread: String,
     fail: FailNth,
     nth: usize,
     happened: Cell<bool>,
@@ -165,7 +163,6 @@ fn sweep(what: &str, mut step: impl FnMut(&mut Bench, &Point) -> String) {
             let fail = FailNth::of(bench.program.id(), thread).expect("a thread");
             let happened = Cell::new(false);
             let point = Point {
-                thread: name.clone(),
                 fail,
                 nth,
                 happened,

@@ -41,7 +41,9 @@ BROAD = {
 # What the tests under miri test.
 PURE = ("src/device/", "src/spec/")
 
-# A checkout that is nobody's branch is taken for what was landed last: this many commits at most.
+# A checkout of the branch that others land on is taken for what was landed last: the commits of so many seconds, and at
+# least so many.
+LANDED_SECONDS = 24 * 3600
 LANDED = 10
 
 # The branches that something lands on.
@@ -75,8 +77,18 @@ def _base(commit: str) -> tuple[str, str] | None:
         found = _git("merge-base", commit, branch)
         if found and found != commit:
             return found, f"where it left {branch}"
+    # Of the two the one further back; without enough history, none.
     found = _git("rev-parse", "--verify", "-q", f"{commit}~{LANDED}")
-    return (found, f"{LANDED} commits ago") if found else None
+    day = _git("rev-list", "-1", f"--before={_seconds(commit) - LANDED_SECONDS}", commit)
+    if not found or not day:
+        return None
+    nearer = _git("merge-base", found, day) == found
+    return (found, f"{LANDED} commits ago") if nearer else (day, "a day before the commit")
+
+
+def _seconds(commit: str) -> int:
+    """When a commit was made."""
+    return int(_git("show", "-s", "--format=%ct", commit) or 0)
 
 
 def change() -> Change:
@@ -133,7 +145,7 @@ def _all_of(kind: str, change: Change) -> str:
     """Why all classes of a kind run, if they do."""
     if change.files is None:
         return change.since
-    touched = sorted(file for file in change.files if file.startswith(BROAD[kind]))
+    touched = sorted(file for file in change.files if file.startswith(BROAD[kind]) and not file.endswith(".md"))
     return f"{touched[0]} has changed" if touched else ""
 
 

@@ -28,9 +28,11 @@ impl Daemon {
     /// Starts it after the shell has done `setup`, and waits until it answers.
     fn start(setup: &str, options: &[&str], log: impl Into<Stdio>) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let child = Command::new("sh")
+        // A shell starts what it leaves in the background with signals ignored, and nohup does so too.
+        let child = Command::new("env")
+            .arg("--default-signal=HUP,INT,TERM,PIPE")
             .current_dir(directory.path())
-            .args(["-c", &format!("{setup}; exec \"$0\" \"$@\""), BINARY])
+            .args(["sh", "-c", &format!("{setup}; exec \"$0\" \"$@\""), BINARY])
             .args(["--socket-path", "vhost", "--control", "control"])
             .args(["--endpoint", "00:05.0"])
             .args(options)

@@ -9,11 +9,17 @@ pub(crate) struct EventRing<'a, 'm> {
     ring: &'a mut Ring<'m>,
     /// What was found out about the ring: no buffer can be had from it any more.
     pub error: Option<RingError>,
+    /// Buffers that went back to the driver.
+    pub used: u16,
 }
 
 impl<'a, 'm> EventRing<'a, 'm> {
     pub fn new(ring: &'a mut Ring<'m>) -> Self {
-        Self { ring, error: None }
+        Self {
+            ring,
+            error: None,
+            used: 0,
+        }
     }
 
     /// Number of buffers available.
@@ -67,6 +73,7 @@ impl EventRing<'_, '_> {
         }
         let head = self.ring.head(0);
         self.ring.take();
+        self.used += 1;
         let written = match event {
             Some(event) if self.ring.fill(head, event, event.len()).is_ok() => event.len() as u32,
             _ => 0,

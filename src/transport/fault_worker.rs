@@ -228,12 +228,14 @@ impl FaultShared {
         notify: impl Fn(),
     ) -> Result<bool, RingError> {
         for _ in 0..LOOKS {
+            // Before the device looks: what the driver adds meanwhile is not seen, and may come without a kick.
+            let pending = ring.pending()?;
             let mut queue = EventRing::new(ring);
             let events: &mut dyn EventQueue = &mut queue;
             #[cfg(odd_bits)]
             let events = &mut OddEvents(events);
             *deadline = self.device.service_events(Some(events), Instant::now());
-            let seen = queue.pending();
+            let seen = pending.saturating_sub(queue.used);
             let error = queue.error;
             if ring.wants_interrupt() {
                 notify();

@@ -26,10 +26,10 @@ def run() -> None:
         "the lab kernel (compiled once, some minutes) as a host with real iommufd: a page request to the guest and back"
     )
     image = kernel.ensure_kernel().image
-    program = cargo.test_binary("host_suite")
+    program, backend = cargo.test_binary("host_suite"), cargo.test_backend()
     say(f"booting {image}; times of the steps are from the start of the back-end in it")
     story = Story()
-    result = boot.run(boot.Host(timeout=120), [str(program), "--exact", STORY, "--nocapture"], story)
+    result = boot.run(boot.Host(timeout=120, environment={"LAB_TEST_BACKEND": str(backend)}), [str(program), "--exact", STORY, "--nocapture"], story)
     trouble = result.trouble()
     if result.status or STEP not in story.getvalue() or trouble:
         raise Failed("\n".join([f"the story ended with status {result.status}:", story.getvalue(), *trouble]))

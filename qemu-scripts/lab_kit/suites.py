@@ -180,11 +180,12 @@ class Suites:
             environment = self._environment()
             passed_on = (key for key in ("LAB_EXHAUSTIVE", "LAB_SLICE") if key in environment)
             options = ["--iommu", *(f"--env={key}={environment[key]}" for key in passed_on)]
+            options.append(f"--env=LAB_TEST_BACKEND={parts.environment['LAB_TEST_BACKEND']}")
             seconds = LONG_HOST_SECONDS if self._options.everything else HOST_SECONDS
             ended = self._in_lab_kernel("host", libtest.line, [*program, *pattern], options, seconds, ROOT)
             libtest.ended("ends with status 0", ended.status, ended.late)
 
-        return [Job("host", run, HOST, 25, needs=(parts.kernel, parts.qemu, parts.host_suite))]
+        return [Job("host", run, HOST, 25, needs=(parts.kernel, parts.qemu, parts.host_suite, parts.test_backend))]
 
     def _in_lab_kernel(
         self, name: str, line: Callable[[str], None], program: list[str], options: list[str], seconds: float, cwd: Path

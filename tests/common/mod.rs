@@ -19,7 +19,7 @@ pub mod requests;
 pub mod server;
 
 pub use guest::{Answer, Guest, GuestOptions};
-pub use program::{Program, program_in, program_on};
+pub use program::{Program, binary, program_in, program_on};
 pub use queue::{Layout, Segment, VirtQueue};
 pub use ram::Ram;
 pub use server::{Server, ServerOptions};

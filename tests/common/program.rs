@@ -13,11 +13,16 @@ use tempfile::TempDir;
 
 use super::{Guest, GuestOptions, PATIENCE};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_vhost-device-iommu");
+/// The program: the one that LAB_TEST_BACKEND names, or the one that cargo has built for the test. Cargo leaves programs with
+/// different features in one place, so what it has built for one test can be replaced for another.
+pub fn binary() -> String {
+    std::env::var("LAB_TEST_BACKEND")
+        .unwrap_or_else(|_| env!("CARGO_BIN_EXE_vhost-device-iommu").to_owned())
+}
 
 /// The program, with its sockets `vhost` and `control` in a directory. It needs no directory for temporary files.
 pub fn program_in(directory: &Path) -> Command {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command
         .env("TMPDIR", "/nonexistent")
         .arg("--socket-path")
@@ -32,7 +37,10 @@ pub fn program_on(fd: impl Into<OwnedFd>, options: &str) -> Child {
     // The shell gives its child the number: what std opens is not inherited.
     Command::new("sh")
         .arg("-c")
-        .arg(format!("exec {BINARY} --fd 3 {options} 3<&0 </dev/null"))
+        .arg(format!(
+            "exec {} --fd 3 {options} 3<&0 </dev/null",
+            binary()
+        ))
         .env("TMPDIR", "/nonexistent")
         .stdin(Stdio::from(fd.into()))
         .stderr(Stdio::piped())
@@ -114,7 +122,7 @@ impl Program {
 
     /// One command over the control socket, by the client that comes with the program.
     pub fn ctl(&self, words: &[&str]) -> Output {
-        Command::new(BINARY)
+        Command::new(binary())
             .arg("ctl")
             .arg(self.path("control"))
             .args(words)

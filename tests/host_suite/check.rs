@@ -5,13 +5,14 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+use crate::common::binary;
 use crate::edu::{self, Edu};
 use crate::kernel::Kernel;
 
 /// What `check` says of the `edu` device.
 fn check(options: &[&str]) -> Output {
     let endpoint = format!("00:06.0,vfio={}", edu::path().display());
-    Command::new(env!("CARGO_BIN_EXE_vhost-device-iommu"))
+    Command::new(binary())
         .args(["check", "--endpoint", &endpoint])
         .args(options)
         .output()

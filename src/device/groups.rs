@@ -465,7 +465,7 @@ mod tests {
         })]
 
         #[test]
-        fn every_list_agrees_with_a_flat_one(ops in prop::collection::vec(op(), 0..80)) {
+        fn every_list_agrees_with_a_flat_one(ops in prop::collection::vec(op(), 0..if cfg!(miri) { 12 } else { 80 })) {
             run(&ops);
         }
     }

@@ -412,10 +412,11 @@ fn a_domain_knows_its_bytes() {
 
 #[test]
 fn mappings_are_listed_from_an_address_on() {
+    let count = if cfg!(miri) { 20 } else { 3000 };
     let bench = Bench::new();
     bench.attach(7, 1);
     bench.attach_with(8, 2, BYPASS);
-    for page in 0..3000 {
+    for page in 0..count {
         bench.map(7, page << 13, (page << 13) + 0xfff, 0, RW);
     }
     let from = |first, at_most| -> Option<Vec<u64>> {
@@ -428,8 +429,8 @@ fn mappings_are_listed_from_an_address_on() {
     // In the middle of one, between two, behind the last.
     assert_eq!(from(0x2800, 2), Some(vec![0x2000, 0x4000]));
     assert_eq!(from(0x3000, 2), Some(vec![0x4000, 0x6000]));
-    assert_eq!(from(2999 << 13, 2), Some(vec![2999 << 13]));
-    assert_eq!(from(3000 << 13, 2), Some(vec![]));
+    assert_eq!(from((count - 1) << 13, 2), Some(vec![(count - 1) << 13]));
+    assert_eq!(from(count << 13, 2), Some(vec![]));
     assert_eq!(from(0, 0), Some(vec![]));
     let none = bench.device.mappings_from(DomainId(8), Iova(0), 9);
     assert_eq!(none.map(|found| found.len()), Some(0));
@@ -440,6 +441,6 @@ fn mappings_are_listed_from_an_address_on() {
             .is_none()
     );
     let all = bench.device.mappings(DomainId(7)).unwrap();
-    assert!((0..3000).eq(all.iter().map(|mapping| mapping.iova >> 13)));
+    assert!((0..count).eq(all.iter().map(|mapping| mapping.iova >> 13)));
     assert!(bench.device.mappings(DomainId(9)).is_none());
 }

@@ -176,7 +176,7 @@ class QmpTest(FunctionalTest):
         machine, backend = self.start_with_qmp(through=relay.path)
         self.map_buffer(machine)
         relay.cut()
-        self.wait_until("the loss is told", lambda: "resets are told from pauses" in backend.log.read_text())
+        self.wait_until("the loss is told", lambda: "distinguishes a reset from a pause" in backend.log.read_text())
         machine.qmp("system_reset")
         machine.guest.wait_ready()
         resets = backend.control.counters()["resets"]
@@ -211,7 +211,7 @@ class QmpTest(FunctionalTest):
         machine, backend = self.start_with_qmp()
         machine.kill()
         self.wait_until("disconnected", lambda: not backend.control.status()["connected"])
-        self.wait_until("the loss is told", lambda: "resets are told from pauses" in backend.log.read_text())
+        self.wait_until("the loss is told", lambda: "distinguishes a reset from a pause" in backend.log.read_text())
         self.assertEqual(backend.stop(), 0)
 
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Between a connection and a library that wants a listener: carries messages and descriptors from one to the other.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,10 +10,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use rustix::cmsg_space;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-    bind, connect, getsockname, listen as start_listening, recvmsg, sendmsg, socket_with,
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, bind, connect, getsockname, listen as start_listening, sendmsg,
+    socket_with,
 };
+
+use crate::os::message;
 
 /// More than any message has: of vhost-user 32, of vfio-user 16.
 const MAX_DESCRIPTORS: usize = 64;
@@ -100,29 +102,19 @@ pub(crate) fn receive(
 
 /// Receives some bytes into the part, and what descriptors come with them.
 fn receive_part(from: &UnixStream, part: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        recvmsg(
-            from,
-            &mut [IoSliceMut::new(part)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-    })?;
-    let mut descriptors = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(more) = message {
-            descriptors.extend(more);
+    let (bytes, descriptors, truncated) = loop {
+        match message::receive_all(from, part) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => break received?,
         }
-    }
-    if received.flags.contains(ReturnFlags::CTRUNC) {
+    };
+    if truncated || descriptors.len() > MAX_DESCRIPTORS {
         return Err(io::Error::other(format!(
             "a message has more than {MAX_DESCRIPTORS} descriptors, or this process has no room for them \
              (RLIMIT_NOFILE)"
         )));
     }
-    Ok((received.bytes, descriptors))
+    Ok((bytes, descriptors))
 }
 
 /// Sends a message with its descriptors.

@@ -322,10 +322,12 @@ impl RegisterBlock for TestBlock {
     }
 
     fn describe(&self) -> Value {
+        // A reset holds the thread's lock while it takes the other: never this one after that.
+        let busy = self.0.thread.is_busy();
         let state = self.0.lock();
         json!({
             "registers": state.registers.describe(),
-            "busy": self.0.thread.is_busy(),
+            "busy": busy,
             "commands": state.counters.commands,
             "failures": state.counters.failures,
             "bytes-read": state.counters.bytes_read,

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use vfio_user::Client;
@@ -113,6 +114,32 @@ fn only_eventfds_are_taken_for_interrupts_and_others_are_closed() {
     );
     // The connection goes on.
     assert_eq!(driver.read32(CONFIG, 0), 0xb500_104c);
+}
+
+/// Both take the locks of all parts of the function. In another order they would wait for each other.
+#[test]
+fn a_function_is_described_while_it_is_reset() {
+    const ROUNDS: usize = 5_000;
+    let fixture = Fixture::new();
+    let endpoint = Arc::clone(fixture.endpoint.as_ref().expect("endpoint"));
+    let (told, ended) = mpsc::channel();
+    let describing = told.clone();
+    thread::spawn(move || {
+        for _ in 0..ROUNDS {
+            endpoint.describe();
+        }
+        describing.send(()).expect("somebody waits");
+    });
+    let mut driver = fixture.driver();
+    thread::spawn(move || {
+        for _ in 0..ROUNDS {
+            driver.0.reset().expect("reset");
+        }
+        told.send(()).expect("somebody waits");
+    });
+    for _ in 0..2 {
+        ended.recv_timeout(PATIENCE).expect("both go on");
+    }
 }
 
 /// A front-end fills the counter of an eventfd that blocks, and never reads it.

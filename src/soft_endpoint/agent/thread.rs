@@ -119,6 +119,8 @@ impl AgentThread {
 
     /// Stops the work where it is, and calls `then`. From there on no access is in flight, and none follows until there
     /// is new work.
+    ///
+    /// The thread's lock is held while `then` runs: whoever holds a lock that `then` takes calls nothing of the thread.
     pub(crate) fn stop(&self, then: impl FnOnce()) {
         let mut life = self.life.lock();
         self.stop_locked(&mut life);

@@ -3,10 +3,10 @@
 
 use std::os::fd::RawFd;
 
-use vhost_device_iommu::host::mapping::{IovaRange, Mapping, SharedMappings};
+use vhost_device_iommu::host::mapping::{IovaRange, Mapping};
 use vhost_device_iommu::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
-    MemoryError, MemoryRegion, Requester,
+    MemoryError, MemoryRegion, Requester, Translations,
 };
 use vhost_device_iommu::spec::{
     self, AttachFlags, DomainId, EndpointId, Gpa, Iova, MapFlags, Pasid,
@@ -28,7 +28,7 @@ impl Host for NullHost {
     fn properties(&self, _: EndpointId) -> Option<EndpointProperties> {
         Some(EndpointProperties::default())
     }
-    fn create_domain(&self, _: DomainId, _: SharedMappings) -> Result<(), HostError> {
+    fn create_domain(&self, _: DomainId, _: Translations) -> Result<(), HostError> {
         Ok(())
     }
     fn destroy_domain(&self, _: DomainId) {}
@@ -39,6 +39,9 @@ impl Host for NullHost {
         Ok(())
     }
     fn unmap(&self, _: DomainId, _: IovaRange, _: &[Mapping]) -> Result<(), HostError> {
+        Ok(())
+    }
+    fn invalidate(&self, _: DomainId, _: IovaRange) -> Result<(), HostError> {
         Ok(())
     }
     fn joins_unmaps(&self) -> bool {

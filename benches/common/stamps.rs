@@ -7,10 +7,10 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use vhost_device_iommu::host::mapping::{IovaRange, Mapping, SharedMappings};
+use vhost_device_iommu::host::mapping::{IovaRange, Mapping};
 use vhost_device_iommu::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
-    MemoryError, MemoryRegion, Requester,
+    MemoryError, MemoryRegion, Requester, Translations,
 };
 use vhost_device_iommu::spec::{DomainId, EndpointId};
 use vm_memory::GuestMemoryMmap;
@@ -67,8 +67,8 @@ impl<H: Host> Host for TimedHost<H> {
     fn properties(&self, endpoint: EndpointId) -> Option<EndpointProperties> {
         self.inner.properties(endpoint)
     }
-    fn create_domain(&self, domain: DomainId, mappings: SharedMappings) -> Result<(), HostError> {
-        self.inner.create_domain(domain, mappings)
+    fn create_domain(&self, domain: DomainId, by: Translations) -> Result<(), HostError> {
+        self.inner.create_domain(domain, by)
     }
     fn destroy_domain(&self, domain: DomainId) {
         self.inner.destroy_domain(domain);
@@ -86,6 +86,9 @@ impl<H: Host> Host for TimedHost<H> {
         removed: &[Mapping],
     ) -> Result<(), HostError> {
         self.inner.unmap(domain, range, removed)
+    }
+    fn invalidate(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
+        self.inner.invalidate(domain, range)
     }
     fn joins_unmaps(&self) -> bool {
         self.inner.joins_unmaps()

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use vhost_device_iommu::host::mapping::{IovaRange, Mapping, MappingTable};
 use vhost_device_iommu::host::soft::{Access, Port, SoftHost, Transfer, default_properties};
-use vhost_device_iommu::host::{Attachment, Host, PageRequests, Requester};
+use vhost_device_iommu::host::{Attachment, Host, PageRequests, Requester, Translations};
 use vhost_device_iommu::spec::{DomainId, EndpointId, EventFlags, Gpa, Iova, MapFlags};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -68,7 +68,7 @@ impl Iommu {
         host.add_endpoint(ENDPOINT, default_properties())
             .expect("endpoint");
         host.update_memory(&memory, &[], &[]).expect("memory");
-        host.create_domain(DOMAIN, Arc::new(RwLock::new(table)))
+        host.create_domain(DOMAIN, Translations::Mappings(Arc::new(RwLock::new(table))))
             .expect("domain");
         let requester = Requester {
             endpoint: ENDPOINT,

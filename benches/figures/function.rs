@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use vhost_device_iommu::host::mapping::{IovaRange, Mapping, MappingTable};
 use vhost_device_iommu::host::soft::{SoftHost, default_properties};
-use vhost_device_iommu::host::{Attachment, Host, PageRequests, Requester};
+use vhost_device_iommu::host::{Attachment, Host, PageRequests, Requester, Translations};
 use vhost_device_iommu::soft_endpoint::{PciFunction, Region};
 use vhost_device_iommu::spec::{DomainId, EndpointId, Gpa, MapFlags};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -73,7 +73,7 @@ impl Iommu {
         host.add_endpoint(REQUESTER.endpoint, default_properties())
             .expect("endpoint");
         host.update_memory(&memory, &[], &[]).expect("memory");
-        host.create_domain(DOMAIN, Arc::new(RwLock::new(table)))
+        host.create_domain(DOMAIN, Translations::Mappings(Arc::new(RwLock::new(table))))
             .expect("domain");
         let to = Attachment::Domain {
             domain: DOMAIN,

@@ -8,7 +8,7 @@ use crate::device::domain::{Domain, DomainKind, Left, Paging};
 use crate::device::endpoint::{Endpoint, Membership, Residence};
 use crate::device::request::{Attach, Detach};
 use crate::device::{Device, State};
-use crate::host::{Attachment, HostError, PageRequests, Requester};
+use crate::host::{Attachment, HostError, PageRequests, Requester, Translations};
 use crate::spec::{DomainId, EndpointId, Pasid, Status};
 
 impl Device {
@@ -293,7 +293,7 @@ impl Device {
             } else {
                 let paging = Paging::new();
                 self.host
-                    .create_domain(id, paging.mappings.clone())
+                    .create_domain(id, Translations::Mappings(paging.mappings.clone()))
                     .map_err(|error| self.count_host_error(&error))?;
                 DomainKind::Paging(paging)
             })),

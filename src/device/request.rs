@@ -93,9 +93,11 @@ pub(super) fn parse(
         RequestType::PageResponse if features.contains(Features::PAGE_REQUEST) => {
             page_response(body.read()?, features)
         }
-        RequestType::Map | RequestType::Unmap | RequestType::PageResponse => {
-            Err(Refusal::Unwritten)
-        }
+        RequestType::Map
+        | RequestType::Unmap
+        | RequestType::PageResponse
+        | RequestType::AttachTable
+        | RequestType::Invalidate => Err(Refusal::Unwritten),
     }
 }
 

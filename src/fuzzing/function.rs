@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::fuzzing::Input;
 use crate::host::mapping::{IovaRange, Mapping, MappingTable};
 use crate::host::soft::{SoftHost, default_properties};
-use crate::host::{Answer, Attachment, Host, HostEvent, PageRequests, Requester};
+use crate::host::{Answer, Attachment, Host, HostEvent, PageRequests, Requester, Translations};
 use crate::soft_endpoint::InterruptKind;
 use crate::soft_endpoint::pci_function::{PciFunction, Region};
 use crate::spec::{DomainId, EndpointId, Gpa, MapFlags};
@@ -86,7 +86,7 @@ impl Run {
             flags: MapFlags::READ | MapFlags::WRITE,
         };
         table.insert(&mapping).expect("empty");
-        host.create_domain(DOMAIN, Arc::new(RwLock::new(table)))
+        host.create_domain(DOMAIN, Translations::Mappings(Arc::new(RwLock::new(table))))
             .expect("domain");
         let device = PciFunction::new(ENDPOINT, &host).expect("device");
         let run = Self {

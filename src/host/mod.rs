@@ -16,6 +16,7 @@ pub mod iommufd;
 pub mod mapping;
 mod per_pasid;
 pub mod soft;
+pub mod table;
 
 use std::fmt;
 use std::fs::File;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
 use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
+use crate::host::table::{Table, TableSupport};
 pub use per_pasid::PerPasid;
 
 use crate::spec::{
@@ -65,13 +67,24 @@ pub enum Attachment {
     Blocked,
     /// Identity: guest-physical addresses, all access kinds (B25).
     Bypass,
-    /// Through the mappings of a domain.
+    /// Through what a domain translates by.
     Domain {
         /// The domain; created before with [`Host::create_domain`].
         domain: DomainId,
         /// What happens to accesses that find no translation.
         page_requests: PageRequests,
     },
+}
+
+/// What a domain translates by, for as long as it exists.
+#[derive(Clone)]
+pub enum Translations {
+    /// Mappings. The table is empty at first; the device keeps it up to date, and a host may read it whenever it needs, and
+    /// never writes to it.
+    Mappings(SharedMappings),
+    /// A page table in guest memory, which the driver changes at any time and says afterwards: [`Host::invalidate`]. The
+    /// device has checked that its fields are possible, and that each endpoint attached to it supports it.
+    Table(Table),
 }
 
 /// What happens to accesses that find no translation.
@@ -107,6 +120,8 @@ pub struct EndpointProperties {
     pub pasid_flags: PasidFlags,
     /// Holes in its address space, ascending and disjoint.
     pub reserved: Vec<ReservedRegion>,
+    /// Formats of tables that it can be attached to, each once (X76).
+    pub tables: Vec<TableSupport>,
     /// The process that has its device.
     pub owner: Owner,
 }
@@ -277,13 +292,12 @@ pub trait Host: Send + Sync {
     /// What an endpoint can do, as found out when it was added; `None` when the host does not have it.
     fn properties(&self, endpoint: EndpointId) -> Option<EndpointProperties>;
 
-    /// Makes an address space for a new domain. The table is empty; the device keeps it up to date, and a
-    /// host may read it whenever it needs, and never writes to it.
+    /// Makes an address space for a new domain.
     ///
     /// # Errors
-    /// [`HostError::NoMemory`] where memory or a limit is exhausted, [`HostError::Internal`] otherwise. The domain does not
-    /// exist then.
-    fn create_domain(&self, domain: DomainId, mappings: SharedMappings) -> Result<(), HostError>;
+    /// [`HostError::Unsupported`] for a table that the host cannot have, [`HostError::NoMemory`] where memory or a limit is
+    /// exhausted, [`HostError::Internal`] otherwise. The domain does not exist then.
+    fn create_domain(&self, domain: DomainId, by: Translations) -> Result<(), HostError>;
 
     /// Drops the address space of a domain that no requester is attached to, with its mappings.
     fn destroy_domain(&self, domain: DomainId);
@@ -328,6 +342,17 @@ pub trait Host: Send + Sync {
         range: IovaRange,
         removed: &[Mapping],
     ) -> Result<(), HostError>;
+
+    /// Forgets what the host and the endpoints keep of the table of a domain for a range, which need not be aligned: the
+    /// driver has changed entries for it.
+    ///
+    /// Guarantee (X103): after success no translation of an address of the range is kept, nor of a page that overlaps it;
+    /// no access through one is in flight; and no walk is in flight that has read an entry for the range before. The call
+    /// waits for no answer of the driver (X105).
+    ///
+    /// # Errors
+    /// [`HostError::Internal`]: the host's hardware refused, and may keep what it had.
+    fn invalidate(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError>;
 
     /// Whether one [`Host::unmap`] over several mappings is cheaper than several: the device then joins
     /// consecutive UNMAP requests.

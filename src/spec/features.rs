@@ -2,7 +2,7 @@
 //! Feature bits.
 
 bitflags::bitflags! {
-    /// Device-specific feature bits (§ Feature bits; draft 1 for the last two).
+    /// Device-specific feature bits (§ Feature bits; draft 1 for PAGE_REQUEST and PASID, draft 2 for ATTACH_TABLE).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Features: u64 {
         /// VIRTIO_IOMMU_F_INPUT_RANGE: `input_range` in the config space is meaningful.
@@ -23,5 +23,7 @@ bitflags::bitflags! {
         const PAGE_REQUEST = 1 << 16;
         /// VIRTIO_IOMMU_F_PASID: attachments per PASID.
         const PASID = 1 << 17;
+        /// VIRTIO_IOMMU_F_ATTACH_TABLE: domains can be tables of the driver.
+        const ATTACH_TABLE = 1 << 18;
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Wire types of the virtio-iommu device: layouts and numbers, nothing else.
 //!
-//! "§" refers to the section of the virtio specification, device-types/iommu; "draft 1" to the page-request
-//! extension in `virtio-spec/`. Everything is little-endian, and every structure's size and offsets are
+//! "§" refers to the section of the virtio specification, device-types/iommu; "draft 1" and "draft 2" to the page-request
+//! extension and to tables of the driver, in `virtio-spec/`. Everything is little-endian, and every structure's size and offsets are
 //! asserted at compile time.
 #![forbid(unsafe_code)]
 
@@ -19,11 +19,12 @@ pub use features::Features;
 pub use ids::{DomainId, EndpointId, Gpa, GroupId, Iova, ParseEndpointError, Pasid};
 pub use probe::{
     PageRequestProperty, PasidFlags, PasidProperty, PropertyHead, PropertyType, ResvMemProperty,
-    ResvMemSubtype,
+    ResvMemSubtype, TableProperty,
 };
 pub use request::{
-    Attach, AttachFlags, Detach, DetachFlags, Head, Map, MapFlags, PageResponse, PageResponseCode,
-    PageResponseFlags, Probe, RequestType, Status, TAIL_LEN, Tail, Unmap,
+    Attach, AttachFlags, AttachTable, Detach, DetachFlags, Head, Invalidate, Map, MapFlags,
+    PageResponse, PageResponseCode, PageResponseFlags, Probe, RequestType, Status, TAIL_LEN,
+    TableFormat, Tail, Unmap,
 };
 
 /// The virtio device ID of the IOMMU device (§ Device ID).

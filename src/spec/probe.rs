@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Probe properties (§ PROBE request; draft 1 for PAGE_REQUEST and PASID).
+//! Probe properties (§ PROBE request; draft 1 for PAGE_REQUEST and PASID, draft 2 for TABLE).
 
 use std::mem::{offset_of, size_of};
 
@@ -18,6 +18,8 @@ pub enum PropertyType {
     PageRequest = 0x010,
     /// VIRTIO_IOMMU_PROBE_T_PASID (draft 1)
     Pasid = 0x011,
+    /// VIRTIO_IOMMU_PROBE_T_TABLE (draft 2)
+    Table = 0x012,
 }
 
 /// `struct virtio_iommu_probe_property`.
@@ -111,6 +113,28 @@ pub struct PasidProperty {
     pub reserved: [u8; 3],
 }
 
+/// Draft 2: the endpoint can be attached to tables of a format.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct TableProperty {
+    /// Type TABLE.
+    pub head: PropertyHead,
+    /// A [`super::TableFormat`].
+    pub format: U16,
+    /// The most bits of a virtual address.
+    pub input_bits: u8,
+    /// Bits of a physical address.
+    pub output_bits: u8,
+    /// Sizes of pages that an entry can describe, a bit each.
+    pub page_size_mask: U64,
+    /// Zero: no flag is defined.
+    pub flags: U32,
+    /// Zero.
+    pub reserved: [u8; 4],
+}
+
 const _: () = {
     assert!(size_of::<PropertyHead>() == 4);
     assert!(size_of::<ResvMemProperty>() == 24);
@@ -121,4 +145,8 @@ const _: () = {
     assert!(offset_of!(PageRequestProperty, max_pending) == 8);
     assert!(size_of::<PasidProperty>() == 12);
     assert!(offset_of!(PasidProperty, width) == 8);
+    assert!(size_of::<TableProperty>() == 24);
+    assert!(offset_of!(TableProperty, input_bits) == 6);
+    assert!(offset_of!(TableProperty, page_size_mask) == 8);
+    assert!(offset_of!(TableProperty, flags) == 16);
 };

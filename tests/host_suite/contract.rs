@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use vhost_device_iommu::host::iommufd::{EndpointSource, IommufdHost};
 use vhost_device_iommu::host::mapping::IovaRange;
 use vhost_device_iommu::host::{
-    Attachment, Host, HostError, MemoryError, MemoryRegion, PageRequests, Requester,
+    Attachment, Host, HostError, MemoryError, MemoryRegion, PageRequests, Requester, Translations,
 };
 use vhost_device_iommu::spec::{DomainId, EndpointId, EventFlags, Gpa, MapFlags};
 use vm_memory::GuestMemoryMmap;
@@ -139,7 +139,10 @@ impl cases::Bench for Bench {
     fn domain(&self, id: u32) -> Domain {
         let domain = Domain::new(id);
         let table = domain.table.clone();
-        let make = || self.host.create_domain(domain.id, table);
+        let make = || {
+            self.host
+                .create_domain(domain.id, Translations::Mappings(table))
+        };
         let (made, ioas) = self.new_ioas(make);
         made.unwrap();
         self.address_spaces.borrow_mut().insert(domain.id, ioas);

@@ -10,7 +10,7 @@ use vfio_user::Client;
 use vhost_device_iommu::host::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
 use vhost_device_iommu::host::soft::{SoftHost, default_properties};
 use vhost_device_iommu::host::{
-    Attachment, Host, HostEvent, PageRequestGroup, PageRequests, Requester,
+    Attachment, Host, HostEvent, PageRequestGroup, PageRequests, Requester, Translations,
 };
 use vhost_device_iommu::soft_endpoint::SoftEndpoint;
 use vhost_device_iommu::spec::{DomainId, EndpointId, Gpa, Iova, MapFlags};
@@ -104,7 +104,7 @@ impl Fixture {
         }
         host.update_memory(&memory, &[], &[]).expect("memory");
         let table: SharedMappings = Arc::new(RwLock::new(MappingTable::default()));
-        host.create_domain(DOMAIN, Arc::clone(&table))
+        host.create_domain(DOMAIN, Translations::Mappings(Arc::clone(&table)))
             .expect("domain");
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("pci");

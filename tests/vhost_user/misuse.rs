@@ -10,11 +10,11 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserHeaderFlag;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vhost_device_iommu::device::DeviceConfig;
-use vhost_device_iommu::host::mapping::{IovaRange, Mapping, SharedMappings};
+use vhost_device_iommu::host::mapping::{IovaRange, Mapping};
 use vhost_device_iommu::host::soft::{SoftHost, Transfer, block_on, default_properties};
 use vhost_device_iommu::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
-    MemoryError, MemoryRegion, Requester,
+    MemoryError, MemoryRegion, Requester, Translations,
 };
 use vhost_device_iommu::spec::{DomainId, EndpointId, Iova};
 use vm_memory::GuestMemoryMmap;
@@ -269,8 +269,8 @@ impl Host for Panicky {
         self.host.properties(endpoint)
     }
 
-    fn create_domain(&self, domain: DomainId, mappings: SharedMappings) -> Result<(), HostError> {
-        self.host.create_domain(domain, mappings)
+    fn create_domain(&self, domain: DomainId, by: Translations) -> Result<(), HostError> {
+        self.host.create_domain(domain, by)
     }
 
     fn destroy_domain(&self, domain: DomainId) {
@@ -294,6 +294,9 @@ impl Host for Panicky {
         self.host.unmap(domain, range, removed)
     }
 
+    fn invalidate(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
+        self.host.invalidate(domain, range)
+    }
     fn joins_unmaps(&self) -> bool {
         self.host.joins_unmaps()
     }

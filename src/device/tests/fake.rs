@@ -8,10 +8,10 @@ use std::sync::Mutex;
 use vm_memory::GuestMemoryMmap;
 
 use crate::device::events::{Buffers, EventQueue};
-use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
+use crate::host::mapping::{IovaRange, Mapping};
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Fault, Host, HostError, HostEvent, Limits,
-    MemoryError, MemoryRegion, Owner, PageRequest, PageRequestGroup, Requester,
+    MemoryError, MemoryRegion, Owner, PageRequest, PageRequestGroup, Requester, Translations,
 };
 use crate::spec::{DomainId, EndpointId, MapFlags, PasidFlags};
 
@@ -56,6 +56,7 @@ impl FakeHost {
             pasid_width: 8,
             pasid_flags: PasidFlags::EXEC,
             reserved: Vec::new(),
+            tables: Vec::new(),
             owner: Owner::Host,
         };
         let endpoints = endpoints
@@ -230,7 +231,7 @@ impl Host for FakeHost {
         self.inner.lock().unwrap().endpoints.get(&endpoint).cloned()
     }
 
-    fn create_domain(&self, domain: DomainId, _: SharedMappings) -> Result<(), HostError> {
+    fn create_domain(&self, domain: DomainId, _: Translations) -> Result<(), HostError> {
         let mut inner = self.inner.lock().unwrap();
         inner.check(Call::CreateDomain)?;
         assert!(inner.domains.insert(domain, BTreeMap::new()).is_none());
@@ -290,6 +291,10 @@ impl Host for FakeHost {
             }
         });
         missing.map_err(|error| HostError::Missing(error.to_string()))
+    }
+
+    fn invalidate(&self, _: DomainId, _: IovaRange) -> Result<(), HostError> {
+        Ok(())
     }
 
     fn joins_unmaps(&self) -> bool {

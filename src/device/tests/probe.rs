@@ -44,6 +44,7 @@ fn endpoint_with_holes() -> EndpointProperties {
             range: IovaRange::new(0xfee0_0000, 0xfeef_ffff).unwrap(),
             subtype: ResvMemSubtype::Reserved,
         }],
+        tables: Vec::new(),
         owner: Owner::Host,
     }
 }

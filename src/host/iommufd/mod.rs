@@ -51,7 +51,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
-    MemoryError, MemoryRegion, Requester,
+    MemoryError, MemoryRegion, Requester, Translations,
 };
 use crate::spec::{DomainId, EndpointId, Iova};
 
@@ -319,11 +319,15 @@ impl Host for IommufdHost {
             pasid_width: endpoint.pasid_width,
             pasid_flags: endpoint.pasid_flags,
             reserved: endpoint.reserved(input_range),
+            tables: Vec::new(),
             owner: endpoint.owner(),
         })
     }
 
-    fn create_domain(&self, domain: DomainId, mappings: SharedMappings) -> Result<(), HostError> {
+    fn create_domain(&self, domain: DomainId, by: Translations) -> Result<(), HostError> {
+        let Translations::Mappings(mappings) = by else {
+            return Err(HostError::Unsupported("tables of the driver".to_owned()));
+        };
         let space = AddressSpace::new(&self.context).map_err(|error| error.of_making())?;
         let made = Domain {
             space,
@@ -380,6 +384,11 @@ impl Host for IommufdHost {
         removed: &[Mapping],
     ) -> Result<(), HostError> {
         self.state().unmap(domain, range, removed)
+    }
+
+    /// Nothing to do: no domain has a table.
+    fn invalidate(&self, _: DomainId, _: IovaRange) -> Result<(), HostError> {
+        Ok(())
     }
 
     fn joins_unmaps(&self) -> bool {

@@ -39,7 +39,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
-    MemoryError, MemoryRegion, Owner, Requester,
+    MemoryError, MemoryRegion, Owner, Requester, Translations,
 };
 use crate::spec::{DomainId, EndpointId, PageResponseCode, PasidFlags};
 
@@ -62,6 +62,7 @@ pub fn default_properties() -> EndpointProperties {
         pasid_width: PASID_WIDTH,
         pasid_flags: PasidFlags::EXEC | PasidFlags::PRIVILEGED,
         reserved: Vec::new(),
+        tables: Vec::new(),
         owner: Owner::Host,
     }
 }
@@ -172,7 +173,10 @@ impl Host for SoftHost {
         self.find(endpoint).map(|e| e.properties.clone())
     }
 
-    fn create_domain(&self, domain: DomainId, mappings: SharedMappings) -> Result<(), HostError> {
+    fn create_domain(&self, domain: DomainId, by: Translations) -> Result<(), HostError> {
+        let Translations::Mappings(mappings) = by else {
+            return Err(HostError::Unsupported("tables of the driver".to_owned()));
+        };
         self.domains.lock().insert(domain, mappings);
         Ok(())
     }
@@ -209,6 +213,11 @@ impl Host for SoftHost {
     /// Ports that are used lose what they keep. The lock of each is held by its access in flight, if there is one.
     fn unmap(&self, domain: DomainId, range: IovaRange, _: &[Mapping]) -> Result<(), HostError> {
         self.ports.invalidate_range(domain, range);
+        Ok(())
+    }
+
+    /// Nothing to do: no domain has a table.
+    fn invalidate(&self, _: DomainId, _: IovaRange) -> Result<(), HostError> {
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use crate::host::soft::port::MAX_RETRIES;
-use crate::host::{Fault, PageRequest, PageRequests};
+use crate::host::{Fault, PageRequest, PageRequests, Translations};
 use crate::spec::{Iova, Reason};
 
 use vm_memory::{Bytes, GuestAddress};
@@ -59,7 +59,7 @@ impl Fixture {
         }
         host.update_memory(&memory, &[], &[]).expect("memory");
         let table = Arc::new(std::sync::RwLock::new(MappingTable::default()));
-        host.create_domain(DOMAIN, Arc::clone(&table))
+        host.create_domain(DOMAIN, Translations::Mappings(Arc::clone(&table)))
             .expect("domain");
         Self {
             host,

@@ -17,6 +17,7 @@ use crate::host::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
 use crate::host::soft::default_properties;
 use crate::host::{
     Answer, Attachment, Fault, Host, HostEvent, PageRequestGroup, PageRequests, Requester,
+    Translations,
 };
 use crate::soft_endpoint::pri::{self, PageRequestInterface};
 use crate::spec::{DomainId, EventFlags, Gpa, MapFlags, Pasid, Reason};
@@ -71,7 +72,7 @@ impl Fixture {
             .expect("endpoint");
         host.update_memory(&memory, &[], &[]).expect("memory");
         let table = Arc::new(RwLock::new(MappingTable::default()));
-        host.create_domain(DOMAIN, Arc::clone(&table))
+        host.create_domain(DOMAIN, Translations::Mappings(Arc::clone(&table)))
             .expect("domain");
         let page_requests = Arc::new(PageRequestInterface::default());
         page_requests.set_allocation(128);

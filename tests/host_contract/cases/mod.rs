@@ -15,7 +15,7 @@ use std::sync::{Arc, RwLock};
 use vhost_device_iommu::host::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
 use vhost_device_iommu::host::{
     Answer, Attachment, Cookie, Host, HostError, HostEvent, MemoryError, MemoryRegion,
-    PageRequestGroup, PageRequests, Requester,
+    PageRequestGroup, PageRequests, Requester, Translations,
 };
 use vhost_device_iommu::spec::{DomainId, EndpointId, EventFlags, Gpa, MapFlags, Pasid};
 
@@ -78,7 +78,9 @@ pub trait Bench: Sized {
     fn domain(&self, id: u32) -> Domain {
         let domain = Domain::new(id);
         let table = domain.table.clone();
-        self.host().create_domain(domain.id, table).unwrap();
+        self.host()
+            .create_domain(domain.id, Translations::Mappings(table))
+            .unwrap();
         domain
     }
 

@@ -679,10 +679,10 @@ fn accesses_do_not_wait_for_each_other() {
     f.attach(A, PageRequests::Unwanted);
     f.attach(B, PageRequests::Unwanted);
     f.map(0, 0xfff, 0x5000, RW);
-    // Held for reading here as by an access in flight.
-    let table = f.table.read().expect("table");
+    // Held for reading here as by an access in flight, and in its order.
     let endpoint = f.host.find(A.endpoint).expect("endpoint");
     let views = endpoint.views();
+    let table = f.table.read().expect("table");
     let (done, finished) = mpsc::channel();
     thread::scope(|scope| {
         for requester in [A, B] {

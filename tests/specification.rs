@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The table of normative statements, `virtio-spec/conformance.md`, against the tests and against the
-//! specification patch.
+//! specification patches.
 //!
 //! A test proves the statements whose ids end its name, behind two underscores. Capitals do not matter. Statements of
 //! the driver are proven by functional tests, whose guests have the driver of `guest/linux/`.
@@ -9,14 +9,58 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const PATCH: &str =
-    include_str!("../virtio-spec/0001-virtio-iommu-Add-page-requests-and-PASIDs.patch");
+/// The patches, in their order. Numbers of statements go on from one to the next.
+const PATCHES: [&str; 2] = [
+    include_str!("../virtio-spec/0001-virtio-iommu-Add-page-requests-and-PASIDs.patch"),
+    include_str!("../virtio-spec/0002-virtio-iommu-Add-tables-of-the-driver.patch"),
+];
 const TABLE: &str = include_str!("../virtio-spec/conformance.md");
 
 /// Where tests in Rust are.
 const SOURCES: [&str; 2] = ["src", "tests"];
 /// Where those in Python are.
 const FUNCTIONAL: &str = "tests/functional";
+
+/// Statements of the second patch that have no row in the table. What it adds is being built, and a row comes with its
+/// tests. The list has exactly these statements, so that it only becomes shorter.
+const NOT_PROVEN_YET: &str = "
+    X72
+    X73
+    X74
+    X75
+    X76
+    X77
+    X78
+    X79
+    X80
+    X81
+    X82
+    X83
+    X84
+    X85
+    X86
+    X87
+    X88
+    X89
+    X90
+    X91
+    X92
+    X93
+    X94
+    X95
+    X96
+    X97
+    X98
+    X99
+    X100
+    X101
+    X102
+    X103
+    X104
+    X105
+    X106
+    X107
+";
 
 /// Who a statement binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,29 +200,41 @@ fn every_id_of_a_test_is_a_statement() {
     }
 }
 
-/// The numbered statements of the patch: id, side and text without markup.
-fn statements_of_the_patch() -> BTreeMap<String, (Side, String)> {
+/// The numbered statements of the patches: id, side and text without markup.
+fn statements_of_the_patches() -> BTreeMap<String, (Side, String)> {
     let mut statements = BTreeMap::new();
+    for patch in PATCHES {
+        add_statements(patch, &mut statements);
+    }
+    statements
+}
+
+fn add_statements(patch: &str, statements: &mut BTreeMap<String, (Side, String)>) {
     let mut side = None;
-    let mut lines = PATCH.lines().map(|line| match line.split_at_checked(1) {
-        Some(("+" | " ", text)) if !line.starts_with("+++") => text,
+    let mut lines = patch.lines().map(|line| match line.split_at_checked(1) {
+        Some((sign @ ("+" | " "), text)) if !line.starts_with("+++") => (text, sign == "+"),
         // What stands behind "@@ ... @@" names the section.
-        Some(("@", text)) => text.rsplit("@@ ").next().unwrap_or(""),
-        _ => "",
+        Some(("@", text)) => (text.rsplit("@@ ").next().unwrap_or(""), false),
+        _ => ("", false),
     });
-    while let Some(line) = lines.next() {
+    while let Some((line, is_new)) = lines.next() {
         if line.starts_with("\\devicenormative") {
             side = Some(Side::Device);
         } else if line.starts_with("\\drivernormative") {
             side = Some(Side::Driver);
-        } else if let Some(id) = line.strip_prefix("% ") {
-            let text: Vec<_> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+        } else if let Some(id) = line.strip_prefix("% ")
+            && is_new
+        {
+            let text: Vec<_> = lines
+                .by_ref()
+                .map(|(line, _)| line)
+                .take_while(|line| !line.is_empty())
+                .collect();
             let side = side.unwrap_or_else(|| panic!("{id}: in no normative section"));
             let known = statements.insert(id.to_owned(), (side, plain(&text.join(" "))));
             assert!(known.is_none(), "{id} is there twice");
         }
     }
-    statements
 }
 
 /// LaTeX as the table has it.
@@ -192,10 +248,15 @@ fn plain(text: &str) -> String {
 }
 
 #[test]
-fn the_table_has_the_statements_of_the_patch_and_no_other() {
+fn the_table_has_the_statements_of_the_patches_and_no_other() {
     let table = table();
-    let patch = statements_of_the_patch();
-    for (id, (side, text)) in &patch {
+    let patches = statements_of_the_patches();
+    for (id, (side, text)) in &patches {
+        assert!(is_normative(text), "{id} demands nothing");
+        if NOT_PROVEN_YET.split_whitespace().any(|other| other == id) {
+            assert!(!table.contains_key(id), "{id} is proven: not in the list");
+            continue;
+        }
         let row = table
             .get(id)
             .unwrap_or_else(|| panic!("{id} is not in the table"));
@@ -203,12 +264,17 @@ fn the_table_has_the_statements_of_the_patch_and_no_other() {
         if id.starts_with('X') {
             assert_eq!(row.statement, *text, "{id}");
         }
-        assert!(is_normative(text), "{id} demands nothing");
     }
-    for id in table.keys().filter(|id| id.starts_with('X')) {
-        assert!(patch.contains_key(id), "{id} is not in the patch");
+    let listed = NOT_PROVEN_YET.split_whitespace();
+    for id in listed.chain(
+        table
+            .keys()
+            .map(String::as_str)
+            .filter(|id| id.starts_with('X')),
+    ) {
+        assert!(patches.contains_key(id), "{id} is in no patch");
     }
-    let numbers: BTreeSet<usize> = patch
+    let numbers: BTreeSet<usize> = patches
         .keys()
         .filter_map(|id| id.strip_prefix('X')?.parse().ok())
         .collect();
@@ -225,18 +291,20 @@ fn is_normative(text: &str) -> bool {
 }
 
 #[test]
-fn every_normative_paragraph_of_the_patch_is_numbered() {
-    let added: String = PATCH
-        .lines()
-        .map(|line| match line.strip_prefix('+') {
-            Some(text) if !line.starts_with("+++") => format!("{text}\n"),
-            _ => "\n".to_owned(),
-        })
-        .collect();
-    for paragraph in added.split("\n\n").map(str::trim) {
-        assert!(
-            !is_normative(paragraph) || paragraph.starts_with("% "),
-            "no number: {paragraph}"
-        );
+fn every_normative_paragraph_of_the_patches_is_numbered() {
+    for patch in PATCHES {
+        let added: String = patch
+            .lines()
+            .map(|line| match line.strip_prefix('+') {
+                Some(text) if !line.starts_with("+++") => format!("{text}\n"),
+                _ => "\n".to_owned(),
+            })
+            .collect();
+        for paragraph in added.split("\n\n").map(str::trim) {
+            assert!(
+                !is_normative(paragraph) || paragraph.starts_with("% "),
+                "no number: {paragraph}"
+            );
+        }
     }
 }

@@ -25,11 +25,7 @@ const FUNCTIONAL: &str = "tests/functional";
 /// tests. The list has exactly these statements, so that it only becomes shorter.
 const NOT_PROVEN_YET: &str = "
     X72
-    X73
     X74
-    X75
-    X76
-    X77
     X78
     X79
     X80
@@ -39,25 +35,13 @@ const NOT_PROVEN_YET: &str = "
     X84
     X85
     X86
-    X87
     X88
     X89
     X90
-    X91
     X92
     X93
-    X94
-    X95
-    X96
-    X97
-    X98
-    X99
     X100
-    X101
-    X102
     X103
-    X104
-    X105
     X106
     X107
 ";

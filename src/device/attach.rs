@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where endpoints are: ATTACH, DETACH, bypass and reset (§ ATTACH, § DETACH, § Device initialization).
+//! Where endpoints are: ATTACH, ATTACH_TABLE, DETACH, bypass and reset (§ ATTACH, § DETACH, § Device initialization;
+//! draft 2 for ATTACH_TABLE).
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use crate::device::domain::{Domain, DomainKind, Left, Paging};
+use crate::device::domain::{By, Domain, DomainKind, Left, Paging};
 use crate::device::endpoint::{Endpoint, Membership, Residence};
 use crate::device::request::{Attach, Detach};
 use crate::device::{Device, State};
@@ -12,21 +13,22 @@ use crate::host::{Attachment, HostError, PageRequests, Requester, Translations};
 use crate::spec::{DomainId, EndpointId, Pasid, Status};
 
 impl Device {
-    /// ATTACH.
+    /// ATTACH, and ATTACH_TABLE, which does the same with another kind of domain (X95).
     pub(super) fn attach(&self, state: &mut State, request: &Attach) -> Result<(), Status> {
         // A28
         let endpoint = state
             .endpoints
             .get(&request.endpoint)
             .ok_or(Status::NoEnt)?;
-        check_ability(endpoint, request)?;
+        let by = check_ability(endpoint, request)?;
         let old = endpoint.membership(request.pasid);
         let moves = old.is_none_or(|membership| membership.domain != request.domain);
         let page_requests = page_requests(endpoint, old.filter(|_| !moves), request.page_request);
         match state.domains.get(&request.domain) {
-            // A30
-            Some(domain) if domain.is_bypass() != request.bypass => return Err(Status::Inval),
+            // A30, X98, X99
+            Some(domain) if domain.by() != by => return Err(Status::Inval),
             Some(domain) => {
+                // X91: what is reserved does not concern tables.
                 if let DomainKind::Paging(paging) = &domain.kind {
                     paging.check_reserved(&endpoint.reserved)?;
                 }
@@ -58,8 +60,9 @@ impl Device {
             endpoint: request.endpoint,
             pasid: request.pasid,
         };
-        self.enter(state, request.domain, request.endpoint, request.bypass)?;
-        if let Err(error) = self.move_requester(requester, attachment(membership, request.bypass)) {
+        self.enter(state, request.domain, request.endpoint, by)?;
+        let to = attachment(membership, by == By::Bypass);
+        if let Err(error) = self.move_requester(requester, to) {
             self.leave(state, request.domain, request.endpoint);
             return Err(self.count_host_error(&error));
         }
@@ -95,7 +98,7 @@ impl Device {
         self.detach_requester(state, request.endpoint, request.pasid)
     }
 
-    /// Takes a requester out of its domain. D38: it reaches none of the domain's mappings afterwards.
+    /// Takes a requester out of its domain, to where it belongs unattached.
     fn detach_requester(
         &self,
         state: &mut State,
@@ -103,6 +106,20 @@ impl Device {
         pasid: Option<Pasid>,
     ) -> Result<(), Status> {
         let (bypass, connected) = (state.bypass, state.connected);
+        let endpoint = state.endpoints.get(&id).ok_or(Status::NoEnt)?;
+        let unattached = endpoint.unattached(bypass, connected);
+        self.take_out(state, id, pasid, unattached)
+    }
+
+    /// Takes a requester out of its domain. D38: it reaches none of the domain's mappings afterwards. A PASID is blocked
+    /// then; the endpoint itself is where `unattached` says, or blocked.
+    fn take_out(
+        &self,
+        state: &mut State,
+        id: EndpointId,
+        pasid: Option<Pasid>,
+        unattached: Residence,
+    ) -> Result<(), Status> {
         let Some(endpoint) = state.endpoints.get_mut(&id) else {
             return Err(Status::NoEnt);
         };
@@ -121,9 +138,8 @@ impl Device {
                 state.pasids -= 1;
             }
             None => {
-                let wanted = endpoint.unattached(bypass, connected);
                 endpoint.residence.plain = self
-                    .to_unattached(requester, wanted, &mut state.move_owed)
+                    .to_unattached(requester, unattached, &mut state.move_owed)
                     .map_err(|error| self.count_host_error(&error))?;
             }
         }
@@ -232,6 +248,27 @@ impl Device {
         }
     }
 
+    /// Ends every attachment to a table. Its endpoint is blocked, whatever the config space says, until the reset that
+    /// follows: to an endpoint in bypass, addresses of a process would be guest-physical ones.
+    pub(super) fn end_tables(&self, state: &mut State) {
+        for id in ids(state) {
+            let attached: Vec<_> = state
+                .endpoints
+                .get(&id)
+                .into_iter()
+                .flat_map(Endpoint::memberships)
+                .filter(|(_, membership)| has_table(state, membership.domain))
+                .map(|(pasid, _)| pasid)
+                .collect();
+            for pasid in attached {
+                if self.take_out(state, id, pasid, Residence::Blocked).is_err() {
+                    // The host refused, and has said why: it is tried again at the reset.
+                    state.detach_owed = true;
+                }
+            }
+        }
+    }
+
     /// X70: the endpoint raises no page requests until it is attached with PAGE_REQUEST.
     pub(super) fn turn_page_requests_off(&self, state: &mut State, id: EndpointId) {
         let Some(endpoint) = state.endpoints.get_mut(&id) else {
@@ -284,24 +321,33 @@ impl Device {
         state: &mut State,
         id: DomainId,
         endpoint: EndpointId,
-        bypass: bool,
+        by: By,
     ) -> Result<(), Status> {
         let domain = match state.domains.entry(id) {
             Entry::Occupied(domain) => domain.into_mut(),
-            Entry::Vacant(place) => place.insert(Domain::new(if bypass {
-                DomainKind::Bypass
-            } else {
-                let paging = Paging::new();
-                self.host
-                    .create_domain(id, Translations::Mappings(paging.mappings.clone()))
-                    .map_err(|error| self.count_host_error(&error))?;
-                DomainKind::Paging(paging)
-            })),
+            Entry::Vacant(place) => place.insert(Domain::new(self.make_domain(id, by)?)),
         };
         if domain.enter(endpoint) {
             refresh_reserved(domain, &state.endpoints);
         }
         Ok(())
+    }
+
+    /// Makes the domain on the host, which has none for bypass.
+    fn make_domain(&self, id: DomainId, by: By) -> Result<DomainKind, Status> {
+        let (kind, translations) = match by {
+            By::Bypass => return Ok(DomainKind::Bypass),
+            By::Mappings => {
+                let paging = Paging::new();
+                let translations = Translations::Mappings(paging.mappings.clone());
+                (DomainKind::Paging(paging), translations)
+            }
+            By::Table(table) => (DomainKind::Table(table), Translations::Table(table)),
+        };
+        self.host
+            .create_domain(id, translations)
+            .map_err(|error| self.count_host_error(&error))?;
+        Ok(kind)
     }
 
     /// Counts a requester of an endpoint out. D39: the domain ends with its last, and its mappings with it.
@@ -312,16 +358,15 @@ impl Device {
         match domain.leave(endpoint) {
             Left::Requester => {}
             Left::Endpoint => refresh_reserved(domain, &state.endpoints),
-            Left::Everything => {
-                if let Some(Domain {
-                    kind: DomainKind::Paging(paging),
-                    ..
-                }) = state.domains.remove(&id)
-                {
+            // X87: the host has let go of a table before the request is answered.
+            Left::Everything => match state.domains.remove(&id).map(|domain| domain.kind) {
+                Some(DomainKind::Paging(paging)) => {
                     state.mappings -= paging.read().len();
                     self.host.destroy_domain(id);
                 }
-            }
+                Some(DomainKind::Table(_)) => self.host.destroy_domain(id),
+                Some(DomainKind::Bypass) | None => {}
+            },
         }
     }
 
@@ -338,6 +383,11 @@ pub(super) fn ids(state: &State) -> Vec<EndpointId> {
     state.endpoints.keys().copied().collect()
 }
 
+fn has_table(state: &State, domain: DomainId) -> bool {
+    let domain = state.domains.get(&domain);
+    domain.is_some_and(|domain| matches!(domain.by(), By::Table(_)))
+}
+
 fn attachment(membership: Membership, bypass: bool) -> Attachment {
     if bypass {
         return Attachment::Bypass;
@@ -348,12 +398,22 @@ fn attachment(membership: Membership, bypass: bool) -> Attachment {
     }
 }
 
-/// Draft 1: what an endpoint cannot do is UNSUPP, a PASID beyond its width INVAL.
-fn check_ability(endpoint: &Endpoint, request: &Attach) -> Result<(), Status> {
+/// Drafts 1 and 2: what an endpoint cannot do is UNSUPP, a PASID beyond its width INVAL. Returns what the domain is to
+/// translate by.
+fn check_ability(endpoint: &Endpoint, request: &Attach) -> Result<By, Status> {
     if request.page_request && !endpoint.properties.page_requests {
         return Err(Status::Unsupp);
     }
-    check_pasid(endpoint, request.pasid)
+    check_pasid(endpoint, request.pasid)?;
+    // X97
+    let by = request.by.ok_or(Status::Unsupp)?;
+    if let By::Table(table) = &by {
+        let mut formats = endpoint.properties.tables.iter();
+        if !formats.any(|support| support.allows(table)) {
+            return Err(Status::Unsupp);
+        }
+    }
+    Ok(by)
 }
 
 fn check_pasid(endpoint: &Endpoint, pasid: Option<Pasid>) -> Result<(), Status> {

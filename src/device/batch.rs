@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use parking_lot::MutexGuard;
 
 use crate::device::book::ResponseError;
-use crate::device::domain::{Domain, DomainKind, Paging};
+use crate::device::domain::{By, Domain, DomainKind, Paging};
 use crate::device::joined::TakenOut;
 use crate::device::request::{PageResponse, Refusal, Request, parse};
 use crate::device::{Device, State, probe};
@@ -69,6 +69,7 @@ struct Tally {
     unwritten: u64,
     map: u64,
     unmap: u64,
+    invalidate: u64,
 }
 
 impl<'a> Batch<'a> {
@@ -109,15 +110,20 @@ impl<'a> Batch<'a> {
         if let Request::Unmap { domain, range } = request {
             return self.unmap(domain, range);
         }
-        // Any other request finds the UNMAPs before it carried out on the host.
+        // Any other request finds the UNMAPs before it carried out on the host (X69, X104).
         let settled = self.settle();
         let counters = &self.device.counters;
         let result = match request {
             Request::Map { domain, mapping } => self.map(domain, &mapping),
-            Request::Attach(attach) => self
-                .device
-                .attach(&mut self.state, &attach)
-                .inspect(|()| counters.attach.increment()),
+            Request::Attach(attach) => {
+                self.device
+                    .attach(&mut self.state, &attach)
+                    .inspect(|()| match attach.by {
+                        Some(By::Table(_)) => counters.attach_table.increment(),
+                        _ => counters.attach.increment(),
+                    })
+            }
+            Request::Invalidate { domain, range } => self.invalidate(domain, range),
             Request::Detach(detach) => self
                 .device
                 .detach(&mut self.state, &detach)
@@ -291,6 +297,35 @@ impl<'a> Batch<'a> {
         self.replied(settled, Err(status))
     }
 
+    fn invalidate(&mut self, id: DomainId, range: IovaRange) -> Result<(), Status> {
+        let result = self.try_invalidate(id, range);
+        match result {
+            Ok(()) => self.tally.invalidate += 1,
+            Err(status) => {
+                // A driver that invalidates under a lock of its page tables has nobody to tell.
+                if self.device.counters.invalidate_failed.increment_and_log() {
+                    log::warn!(
+                        "INVALIDATE of {}-{} in domain {id} failed: {status:?}",
+                        range.first,
+                        range.last
+                    );
+                }
+            }
+        }
+        result
+    }
+
+    fn try_invalidate(&mut self, id: DomainId, range: IovaRange) -> Result<(), Status> {
+        // X101
+        let domain = self.state.domains.get(&id).ok_or(Status::NoEnt)?;
+        // X102; the range may have any alignment.
+        let By::Table(_) = domain.by() else {
+            return Err(Status::Inval);
+        };
+        let invalidated = self.device.host.invalidate(id, range);
+        invalidated.map_err(|error| self.device.count_host_error(&error))
+    }
+
     /// Tells the host of the joined UNMAPs; `None` when there are none.
     fn settle(&mut self) -> Option<Status> {
         let device = self.device;
@@ -378,15 +413,16 @@ impl Drop for Batch<'_> {
         counters.requests_unwritten.add(self.tally.unwritten);
         counters.map.add(self.tally.map);
         counters.unmap.add(self.tally.unmap);
+        counters.invalidate.add(self.tally.invalidate);
     }
 }
 
-/// M43/U49: no such domain; M44/U50: a bypass domain has no mappings.
+/// M43/U49: no such domain; M44/U50: a bypass domain has no mappings, and X99: nor has one with a table.
 fn paging(domains: &BTreeMap<DomainId, Domain>, id: DomainId) -> Result<&Paging, Status> {
     match domains.get(&id) {
         None => Err(Status::NoEnt),
         Some(Domain {
-            kind: DomainKind::Bypass,
+            kind: DomainKind::Bypass | DomainKind::Table(_),
             ..
         }) => Err(Status::Inval),
         Some(Domain {

@@ -56,6 +56,8 @@ counters! {
     requests_unwritten,
     /// ATTACH requests that succeeded.
     attach,
+    /// ATTACH_TABLE requests that succeeded.
+    attach_table,
     /// DETACH requests that succeeded.
     detach,
     /// MAP requests that succeeded.
@@ -68,6 +70,10 @@ counters! {
     unmap_failed,
     /// Calls to the host that UNMAP requests cost; fewer than UNMAPs where consecutive ones were joined.
     unmap_host_calls,
+    /// INVALIDATE requests that succeeded.
+    invalidate,
+    /// INVALIDATE requests that failed; the driver cannot act on their status.
+    invalidate_failed,
     /// PROBE requests that succeeded.
     probe,
     /// PAGE_RESPONSE requests that succeeded.

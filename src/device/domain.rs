@@ -5,7 +5,19 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::host::ReservedRegion;
 use crate::host::mapping::{IovaRange, MappingTable, SharedMappings};
+use crate::host::table::Table;
 use crate::spec::{EndpointId, Status};
+
+/// What a domain translates by: its description, the same for as long as the domain exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum By {
+    /// Nothing: identity.
+    Bypass,
+    /// Mappings.
+    Mappings,
+    /// A table of the driver.
+    Table(Table),
+}
 
 #[derive(Debug)]
 pub(super) enum DomainKind {
@@ -13,6 +25,8 @@ pub(super) enum DomainKind {
     Bypass,
     /// Mappings.
     Paging(Paging),
+    /// A table of the driver, no mappings.
+    Table(Table),
 }
 
 pub(super) struct Paging {
@@ -112,8 +126,12 @@ impl Domain {
         }
     }
 
-    pub fn is_bypass(&self) -> bool {
-        matches!(self.kind, DomainKind::Bypass)
+    pub fn by(&self) -> By {
+        match self.kind {
+            DomainKind::Bypass => By::Bypass,
+            DomainKind::Paging(_) => By::Mappings,
+            DomainKind::Table(table) => By::Table(table),
+        }
     }
 
     /// The endpoints with requesters in it, ascending.

@@ -213,14 +213,15 @@ impl Device {
     ///
     /// MMIO is not offered: a host maps guest memory only. A build for tests of drivers (`--cfg odd_bits`) does offer it.
     pub fn offered_features(&self) -> Features {
-        // F2, F3, F4
+        // F2, F3, F4, X3, X73. What endpoints can do is said by their properties, also of those that are plugged in later.
         let mut features = Features::INPUT_RANGE
             | Features::DOMAIN_RANGE
             | Features::MAP_UNMAP
             | Features::PROBE
             | Features::BYPASS_CONFIG
             | Features::PAGE_REQUEST
-            | Features::PASID;
+            | Features::PASID
+            | Features::ATTACH_TABLE;
         features.set(Features::MMIO, cfg!(odd_bits));
         features
     }
@@ -362,12 +363,14 @@ impl Device {
 
     /// The driver has ended. The reset follows when the next driver starts, or with the machine's. Until then no driver
     /// answers page requests: held and outstanding groups are answered INVALID_REQUEST, and endpoints raise no more.
-    /// Translations stay, as a driver may reset the IOMMU before it shuts down the devices behind it.
+    /// Mappings stay, as a driver may reset the IOMMU before it shuts down the devices behind it. Tables do not: they are
+    /// memory that something else uses from now on (X87).
     pub fn end_driver(&self) {
         let mut state = self.state();
         for id in attach::ids(&state) {
             self.turn_page_requests_off(&mut state, id);
         }
+        self.end_tables(&mut state);
     }
 
     /// Takes the host's events, answers the groups that have waited too long, and puts into `queue` what fits. `queue` is

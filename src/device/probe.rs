@@ -4,15 +4,18 @@
 use std::mem::size_of;
 
 use zerocopy::IntoBytes;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::device::endpoint::Endpoint;
 use crate::host::ReservedRegion;
+use crate::host::table::TableSupport;
 use crate::spec::{
     Features, PageRequestProperty, PasidProperty, PropertyHead, PropertyType, ResvMemProperty,
+    TableProperty,
 };
 
-/// `probe_size` at least: room for an endpoint with 20 reserved regions that is plugged in later.
+/// `probe_size` at least: room for an endpoint with 18 reserved regions and both formats of tables that is plugged in
+/// later.
 pub(super) const MIN_PROBE_SIZE: usize = 512;
 
 /// Bytes that the properties of an endpoint take at most, whatever is negotiated.
@@ -20,9 +23,10 @@ pub(super) fn size(endpoint: &Endpoint) -> usize {
     endpoint.reserved.len() * size_of::<ResvMemProperty>()
         + size_of::<PageRequestProperty>()
         + size_of::<PasidProperty>()
+        + endpoint.properties.tables.len() * size_of::<TableProperty>()
 }
 
-/// Appends the properties of an endpoint. Those of draft 1 only to a driver that knows them.
+/// Appends the properties of an endpoint. Those of drafts 1 and 2 only to a driver that knows them.
 pub(super) fn append(
     endpoint: &Endpoint,
     features: Features,
@@ -48,6 +52,25 @@ pub(super) fn append(
             reserved: [0; 3],
         };
         out.extend_from_slice(property.as_bytes());
+    }
+    // X75, X76
+    if features.contains(Features::ATTACH_TABLE) {
+        for support in &endpoint.properties.tables {
+            out.extend_from_slice(table(support).as_bytes());
+        }
+    }
+}
+
+fn table(support: &TableSupport) -> TableProperty {
+    TableProperty {
+        head: PropertyHead::new(PropertyType::Table, size_of::<TableProperty>()),
+        format: U16::new(support.format as u16),
+        input_bits: support.input_bits,
+        output_bits: support.output_bits,
+        page_size_mask: U64::new(support.page_sizes),
+        // X77
+        flags: U32::new(0),
+        reserved: [0; 4],
     }
 }
 

@@ -5,10 +5,12 @@ use std::mem::size_of;
 
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
+use crate::device::domain::By;
 use crate::host::mapping::{IovaRange, Mapping};
+use crate::host::table::Table;
 use crate::spec::{
     self, AttachFlags, DetachFlags, DomainId, EndpointId, Features, Gpa, GroupId, Head, MapFlags,
-    PageResponseCode, PageResponseFlags, Pasid, RequestType, Status, TAIL_LEN,
+    PageResponseCode, PageResponseFlags, Pasid, RequestType, Status, TAIL_LEN, TableFormat,
 };
 
 /// The most bytes of a request's readable part that the device looks at: a longer request is malformed.
@@ -17,11 +19,24 @@ pub const MAX_READABLE: usize = size_of::<spec::Probe>();
 /// A request whose fields are well-formed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
+    /// ATTACH or ATTACH_TABLE.
     Attach(Attach),
     Detach(Detach),
-    Map { domain: DomainId, mapping: Mapping },
-    Unmap { domain: DomainId, range: IovaRange },
-    Probe { endpoint: EndpointId },
+    Map {
+        domain: DomainId,
+        mapping: Mapping,
+    },
+    Unmap {
+        domain: DomainId,
+        range: IovaRange,
+    },
+    Invalidate {
+        domain: DomainId,
+        range: IovaRange,
+    },
+    Probe {
+        endpoint: EndpointId,
+    },
     PageResponse(PageResponse),
 }
 
@@ -30,8 +45,9 @@ pub(super) struct Attach {
     pub domain: DomainId,
     pub endpoint: EndpointId,
     pub pasid: Option<Pasid>,
-    pub bypass: bool,
     pub page_request: bool,
+    /// What the domain is to translate by; `None` for a table of a format that does not exist.
+    pub by: Option<By>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +109,13 @@ pub(super) fn parse(
         RequestType::PageResponse if features.contains(Features::PAGE_REQUEST) => {
             page_response(body.read()?, features)
         }
+        // X94
+        RequestType::AttachTable if features.contains(Features::ATTACH_TABLE) => {
+            attach_table(body.read()?, features)
+        }
+        RequestType::Invalidate if features.contains(Features::ATTACH_TABLE) => {
+            invalidate(body.read()?)
+        }
         RequestType::Map
         | RequestType::Unmap
         | RequestType::PageResponse
@@ -116,8 +139,8 @@ impl Body<'_> {
     }
 }
 
-fn attach(wire: spec::Attach, features: Features) -> Result<Request, Refusal> {
-    // A27: a flag whose feature was not negotiated is an unknown flag.
+/// A27, X96: a flag whose feature was not negotiated is an unknown flag.
+fn attach_flags(wire: u32, features: Features) -> Result<AttachFlags, Refusal> {
     let mut known = AttachFlags::empty();
     known.set(
         AttachFlags::BYPASS,
@@ -128,9 +151,13 @@ fn attach(wire: spec::Attach, features: Features) -> Result<Request, Refusal> {
         features.contains(Features::PAGE_REQUEST),
     );
     known.set(AttachFlags::PASID, features.contains(Features::PASID));
-    let flags = AttachFlags::from_bits(wire.flags.get())
+    AttachFlags::from_bits(wire)
         .filter(|&flags| known.contains(flags))
-        .ok_or(INVAL)?;
+        .ok_or(INVAL)
+}
+
+fn attach(wire: spec::Attach, features: Features) -> Result<Request, Refusal> {
+    let flags = attach_flags(wire.flags.get(), features)?;
     // Draft 1: a bypass domain has no missing translations to request.
     if flags.contains(AttachFlags::BYPASS | AttachFlags::PAGE_REQUEST) {
         return Err(INVAL);
@@ -139,12 +166,44 @@ fn attach(wire: spec::Attach, features: Features) -> Result<Request, Refusal> {
         domain: DomainId(wire.domain.get()),
         endpoint: EndpointId(wire.endpoint.get()),
         pasid: pasid(flags.contains(AttachFlags::PASID), wire.pasid.get())?,
-        bypass: flags.contains(AttachFlags::BYPASS),
         page_request: flags.contains(AttachFlags::PAGE_REQUEST),
+        by: Some(if flags.contains(AttachFlags::BYPASS) {
+            By::Bypass
+        } else {
+            By::Mappings
+        }),
     }))
 }
 
-/// A26 for ATTACH, draft 1 for PAGE_RESPONSE: without the flag the field is reserved and must be zero.
+fn attach_table(wire: spec::AttachTable, features: Features) -> Result<Request, Refusal> {
+    // X95: there is no flag BYPASS here.
+    let flags = attach_flags(wire.flags.get(), features - Features::BYPASS_CONFIG)?;
+    // X96
+    if wire.reserved != [0; 20] {
+        return Err(INVAL);
+    }
+    // Whether the format exists is for the endpoint to say (X97).
+    let table = TableFormat::from_wire(wire.format.get()).map(|format| Table {
+        format,
+        input_bits: wire.input_bits,
+        granule: wire.granule,
+        root: Gpa(wire.table.get()),
+        attributes: wire.attributes.get(),
+    });
+    // X96
+    if table.is_some_and(|table| !table.is_possible()) {
+        return Err(INVAL);
+    }
+    Ok(Request::Attach(Attach {
+        domain: DomainId(wire.domain.get()),
+        endpoint: EndpointId(wire.endpoint.get()),
+        pasid: pasid(flags.contains(AttachFlags::PASID), wire.pasid.get())?,
+        page_request: flags.contains(AttachFlags::PAGE_REQUEST),
+        by: table.map(By::Table),
+    }))
+}
+
+/// A26 for ATTACH, X9 for ATTACH_TABLE, X63 for PAGE_RESPONSE: without the flag the field must be zero.
 fn pasid(flag: bool, field: u32) -> Result<Option<Pasid>, Refusal> {
     match (flag, field) {
         (true, pasid) => Ok(Some(Pasid(pasid))),
@@ -196,6 +255,17 @@ fn unmap(wire: spec::Unmap) -> Result<Request, Refusal> {
         return Err(INVAL);
     }
     Ok(Request::Unmap {
+        domain: DomainId(wire.domain.get()),
+        range: IovaRange::new(wire.virt_start.get(), wire.virt_end.get()).ok_or(INVAL)?,
+    })
+}
+
+fn invalidate(wire: spec::Invalidate) -> Result<Request, Refusal> {
+    // X102: no flag is defined.
+    if wire.flags.get() != 0 {
+        return Err(INVAL);
+    }
+    Ok(Request::Invalidate {
         domain: DomainId(wire.domain.get()),
         range: IovaRange::new(wire.virt_start.get(), wire.virt_end.get()).ok_or(INVAL)?,
     })

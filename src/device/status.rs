@@ -8,8 +8,9 @@ use crate::device::domain::{Domain, DomainKind};
 use crate::device::endpoint::{Endpoint, Residence};
 use crate::device::{Device, State};
 use crate::host::mapping::{IovaRange, Mapping};
+use crate::host::table::Table;
 use crate::host::{Owner, PageRequests};
-use crate::spec::{DomainId, EndpointId, Iova, MapFlags, Pasid};
+use crate::spec::{DomainId, EndpointId, Iova, MapFlags, Pasid, TableFormat};
 
 /// A picture of the device.
 #[derive(Clone, Debug, Serialize)]
@@ -55,14 +56,30 @@ pub struct PasidStatus {
 pub struct DomainStatus {
     /// Its ID.
     pub id: u32,
-    /// `paging` or `bypass`.
+    /// `paging`, `bypass` or `table`.
     pub kind: &'static str,
+    /// The driver's table; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<TableStatus>,
     /// The endpoints in it, ascending, each once.
     pub endpoints: Vec<u32>,
     /// Number of mappings.
     pub mappings: usize,
     /// Bytes mapped.
     pub bytes: u64,
+}
+
+/// A table of the driver.
+#[derive(Clone, Debug, Serialize)]
+pub struct TableStatus {
+    /// `X86_64` or `ARM64`.
+    pub format: &'static str,
+    /// Bits of a virtual address.
+    pub input_bits: u8,
+    /// The logarithm to base two of the smallest page, in bytes.
+    pub granule: u8,
+    /// Guest-physical address of its root.
+    pub root: u64,
 }
 
 /// A mapping.
@@ -255,19 +272,33 @@ fn bypass(owner: Owner) -> &'static str {
 }
 
 fn domain_status(id: DomainId, domain: &Domain) -> DomainStatus {
-    let (kind, mappings, bytes) = match &domain.kind {
-        DomainKind::Bypass => ("bypass", 0, 0),
+    let (kind, table, mappings, bytes) = match &domain.kind {
+        DomainKind::Bypass => ("bypass", None, 0, 0),
         DomainKind::Paging(paging) => {
-            let table = paging.read();
-            ("paging", table.len(), table.bytes())
+            let mappings = paging.read();
+            ("paging", None, mappings.len(), mappings.bytes())
         }
+        DomainKind::Table(table) => ("table", Some(table_status(table)), 0, 0),
     };
     DomainStatus {
         id: id.0,
         kind,
+        table,
         endpoints: domain.endpoints().map(|id| id.0).collect(),
         mappings,
         bytes,
+    }
+}
+
+fn table_status(table: &Table) -> TableStatus {
+    TableStatus {
+        format: match table.format {
+            TableFormat::X86_64 => "X86_64",
+            TableFormat::Arm64 => "ARM64",
+        },
+        input_bits: table.input_bits,
+        granule: table.granule,
+        root: table.root.0,
     }
 }
 

@@ -119,3 +119,13 @@ fn the_extension_comes_with_probe__x3() {
     let offered = Bench::new().device.offered_features();
     assert!(offered.contains(Features::PAGE_REQUEST | Features::PASID | Features::PROBE));
 }
+
+#[test]
+fn tables_come_with_probe__x73() {
+    // Also where no endpoint has any: one that has may be plugged in.
+    for endpoints in [&[1][..], &[]] {
+        let bench = Bench::with(DeviceConfig::default(), FakeHost::new(endpoints));
+        let offered = bench.device.offered_features();
+        assert!(offered.contains(Features::ATTACH_TABLE | Features::PROBE));
+    }
+}

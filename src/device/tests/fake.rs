@@ -9,11 +9,12 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::device::events::{Buffers, EventQueue};
 use crate::host::mapping::{IovaRange, Mapping};
+use crate::host::table::{Table, TableSupport};
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Fault, Host, HostError, HostEvent, Limits,
     MemoryError, MemoryRegion, Owner, PageRequest, PageRequestGroup, Requester, Translations,
 };
-use crate::spec::{DomainId, EndpointId, MapFlags, PasidFlags};
+use crate::spec::{DomainId, EndpointId, MapFlags, PasidFlags, TableFormat};
 
 /// Host calls that can be made to fail.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,20 +27,43 @@ pub enum Call {
     Unmap,
     /// UNMAP finds less than the table had.
     UnmapAll,
+    Invalidate,
     Respond,
     AddMemory,
 }
+
+/// Host calls whose order matters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Did {
+    Attach(Requester),
+    Map(DomainId),
+    Unmap(DomainId),
+    Invalidate(DomainId, IovaRange),
+    Destroy(DomainId),
+    Respond(Cookie),
+}
+
+/// What the endpoints of [`FakeHost::new`] can be attached to.
+pub const X86_64: TableSupport = TableSupport {
+    format: TableFormat::X86_64,
+    input_bits: 57,
+    output_bits: 52,
+    page_sizes: 1 << 12 | 1 << 21,
+};
 
 #[derive(Default)]
 struct Inner {
     endpoints: BTreeMap<EndpointId, EndpointProperties>,
     attachments: BTreeMap<Requester, Attachment>,
     domains: BTreeMap<DomainId, BTreeMap<u64, Mapping>>,
+    /// Of those, the ones with a table.
+    tables: BTreeMap<DomainId, Table>,
     queue: VecDeque<HostEvent>,
     waiting: BTreeMap<Cookie, Requester>,
     answers: Vec<(Cookie, Answer)>,
     failing: Option<Call>,
     unmaps: Vec<(DomainId, IovaRange)>,
+    did: Vec<Did>,
 }
 
 /// A host with its own copy of every mapping, to be compared with the device's table.
@@ -56,7 +80,7 @@ impl FakeHost {
             pasid_width: 8,
             pasid_flags: PasidFlags::EXEC,
             reserved: Vec::new(),
-            tables: Vec::new(),
+            tables: vec![X86_64],
             owner: Owner::Host,
         };
         let endpoints = endpoints
@@ -173,13 +197,26 @@ impl FakeHost {
         std::mem::take(&mut self.inner.lock().unwrap().unmaps)
     }
 
-    /// Where an access goes.
+    /// Calls since the last time.
+    pub fn did(&self) -> Vec<Did> {
+        std::mem::take(&mut self.inner.lock().unwrap().did)
+    }
+
+    pub fn table(&self, domain: u32) -> Option<Table> {
+        let inner = self.inner.lock().unwrap();
+        inner.tables.get(&DomainId(domain)).copied()
+    }
+
+    /// Where an access goes. A table leads from each address to the same one behind its root.
     pub fn translate(&self, requester: Requester, iova: u64, write: bool) -> Option<u64> {
         let inner = self.inner.lock().unwrap();
         match inner.attachments.get(&requester)? {
             Attachment::Blocked => None,
             Attachment::Bypass => Some(iova),
             Attachment::Domain { domain, .. } => {
+                if let Some(table) = inner.tables.get(domain) {
+                    return Some(table.root.0 + iova);
+                }
                 let (_, mapping) = inner.domains[domain].range(..=iova).next_back()?;
                 let wanted = if write {
                     MapFlags::WRITE
@@ -231,10 +268,14 @@ impl Host for FakeHost {
         self.inner.lock().unwrap().endpoints.get(&endpoint).cloned()
     }
 
-    fn create_domain(&self, domain: DomainId, _: Translations) -> Result<(), HostError> {
+    fn create_domain(&self, domain: DomainId, by: Translations) -> Result<(), HostError> {
         let mut inner = self.inner.lock().unwrap();
         inner.check(Call::CreateDomain)?;
         assert!(inner.domains.insert(domain, BTreeMap::new()).is_none());
+        if let Translations::Table(table) = by {
+            assert!(table.is_possible());
+            inner.tables.insert(domain, table);
+        }
         Ok(())
     }
 
@@ -246,6 +287,8 @@ impl Host for FakeHost {
             .any(|at| matches!(at, Attachment::Domain { domain: d, .. } if *d == domain));
         assert!(!used, "domain {domain} destroyed with requesters in it");
         assert!(inner.domains.remove(&domain).is_some());
+        inner.tables.remove(&domain);
+        inner.did.push(Did::Destroy(domain));
     }
 
     fn attach(&self, requester: Requester, to: Attachment) -> Result<(), HostError> {
@@ -255,9 +298,14 @@ impl Host for FakeHost {
             Attachment::Bypass => inner.check(Call::AttachBypass)?,
             Attachment::Domain { domain, .. } => {
                 assert!(inner.domains.contains_key(&domain));
+                if let Some(table) = inner.tables.get(&domain) {
+                    let properties = &inner.endpoints[&requester.endpoint];
+                    assert!(properties.tables.iter().any(|one| one.allows(table)));
+                }
                 inner.check(Call::AttachDomain)?;
             }
         }
+        inner.did.push(Did::Attach(requester));
         if inner.attachments.insert(requester, to) != Some(to) {
             inner.withdraw(requester);
         }
@@ -267,6 +315,8 @@ impl Host for FakeHost {
     fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {
         let mut inner = self.inner.lock().unwrap();
         inner.check(Call::Map)?;
+        assert!(!inner.tables.contains_key(&domain));
+        inner.did.push(Did::Map(domain));
         let mappings = inner.domains.get_mut(&domain).expect("domain");
         assert!(
             !mappings
@@ -281,6 +331,8 @@ impl Host for FakeHost {
         let mut inner = self.inner.lock().unwrap();
         inner.check(Call::Unmap)?;
         let missing = inner.check(Call::UnmapAll);
+        assert!(!inner.tables.contains_key(&domain));
+        inner.did.push(Did::Unmap(domain));
         inner.unmaps.push((domain, range));
         let mappings = inner.domains.get_mut(&domain).expect("domain");
         mappings.retain(|_, mapping| match mapping.range.intersection(&range) {
@@ -293,7 +345,11 @@ impl Host for FakeHost {
         missing.map_err(|error| HostError::Missing(error.to_string()))
     }
 
-    fn invalidate(&self, _: DomainId, _: IovaRange) -> Result<(), HostError> {
+    fn invalidate(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
+        let mut inner = self.inner.lock().unwrap();
+        inner.check(Call::Invalidate)?;
+        assert!(inner.tables.contains_key(&domain));
+        inner.did.push(Did::Invalidate(domain, range));
         Ok(())
     }
 
@@ -341,6 +397,7 @@ impl Host for FakeHost {
             .remove(&cookie)
             .ok_or(HostError::NoGroup(cookie))?;
         inner.answers.push((cookie, answer));
+        inner.did.push(Did::Respond(cookie));
         Ok(())
     }
 

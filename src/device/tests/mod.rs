@@ -14,6 +14,7 @@ mod pasid;
 mod probe;
 mod reports;
 mod requests;
+mod tables;
 mod time_out;
 
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::device::{Device, DeviceConfig, Reply, Step};
 use crate::host::{PageRequest, Requester};
 use crate::spec::{
     self, AttachFlags, DetachFlags, DomainId, EndpointId, Event, EventFlags, Features, Gpa,
-    GroupId, Iova, MapFlags, PageResponseFlags, Pasid, Status,
+    GroupId, Iova, MapFlags, PageResponseFlags, Pasid, Status, TableFormat,
 };
 
 use fake::{FakeHost, FakeQueue};
@@ -127,6 +128,26 @@ impl Bench {
         self.status(detach_bytes(domain, endpoint, flags, pasid).as_bytes())
     }
 
+    /// A table of four levels at `root`.
+    pub fn attach_table(&self, domain: u32, endpoint: u32, root: u64) -> Status {
+        self.attach_table_pasid(domain, endpoint, 0, 0, root)
+    }
+
+    pub fn attach_table_pasid(
+        &self,
+        domain: u32,
+        endpoint: u32,
+        flags: u32,
+        pasid: u32,
+        root: u64,
+    ) -> Status {
+        self.status(attach_table_bytes(domain, endpoint, flags, pasid, root).as_bytes())
+    }
+
+    pub fn invalidate(&self, domain: u32, first: u64, last: u64) -> Status {
+        self.status(invalidate_bytes(domain, first, last).as_bytes())
+    }
+
     pub fn map(&self, domain: u32, first: u64, last: u64, gpa: u64, flags: u32) -> Status {
         self.status(&map_bytes(domain, first, last, gpa, flags))
     }
@@ -204,6 +225,29 @@ pub(super) fn attach_bytes(domain: u32, endpoint: u32, flags: u32, pasid: u32) -
     let flags = AttachFlags::from_bits_retain(flags);
     let (domain, endpoint) = (DomainId(domain), EndpointId(endpoint));
     odd!(spec::Attach::new(domain, endpoint, flags, Pasid(pasid)))
+}
+
+pub(super) fn attach_table_bytes(
+    domain: u32,
+    endpoint: u32,
+    flags: u32,
+    pasid: u32,
+    root: u64,
+) -> spec::AttachTable {
+    odd!(spec::AttachTable::new(
+        DomainId(domain),
+        EndpointId(endpoint),
+        AttachFlags::from_bits_retain(flags),
+        Pasid(pasid),
+        TableFormat::X86_64,
+        (48, 12),
+        Gpa(root)
+    ))
+}
+
+pub(super) fn invalidate_bytes(domain: u32, first: u64, last: u64) -> spec::Invalidate {
+    let (first, last) = (Iova(first), Iova(last));
+    odd!(spec::Invalidate::new(DomainId(domain), first, last))
 }
 
 pub(super) fn detach_bytes(domain: u32, endpoint: u32, flags: u32, pasid: u32) -> spec::Detach {

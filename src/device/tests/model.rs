@@ -20,6 +20,11 @@ enum Op {
         endpoint: u32,
         bypass: bool,
     },
+    AttachTable {
+        domain: u32,
+        endpoint: u32,
+        root: u64,
+    },
     Detach {
         domain: u32,
         endpoint: u32,
@@ -36,6 +41,11 @@ enum Op {
         first: u64,
         last: u64,
     },
+    Invalidate {
+        domain: u32,
+        first: u64,
+        last: u64,
+    },
     Bypass(bool),
     Reset,
 }
@@ -47,14 +57,28 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
         3 => (domain.clone(), endpoint.clone(), prop::bool::weighted(0.2))
             .prop_map(|(domain, endpoint, bypass)| Op::Attach { domain, endpoint, bypass }),
+        2 => (domain.clone(), endpoint.clone(), 1..3u64)
+            .prop_map(|(domain, endpoint, root)| Op::AttachTable { domain, endpoint, root }),
         2 => (domain.clone(), endpoint).prop_map(|(domain, endpoint)| Op::Detach { domain, endpoint }),
         9 => (domain.clone(), page.clone(), page.clone(), page.clone(), 0u32..=4)
             .prop_map(|(domain, first, last, gpa, flags)| Op::Map { domain, first, last, gpa, flags }),
-        6 => (domain, page.clone(), page).prop_map(|(domain, first, last)| Op::Unmap { domain, first, last }),
+        6 => (domain.clone(), page.clone(), page.clone())
+            .prop_map(|(domain, first, last)| Op::Unmap { domain, first, last }),
+        2 => (domain, page.clone(), page)
+            .prop_map(|(domain, first, last)| Op::Invalidate { domain, first, last }),
         1 => any::<bool>().prop_map(Op::Bypass),
         1 => Just(Op::Reset),
     ];
     prop::collection::vec(op, 1..if cfg!(miri) { 12 } else { 60 })
+}
+
+/// What a domain translates by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Bypass,
+    Mappings,
+    /// A table, its root in pages.
+    Table(u64),
 }
 
 /// The specification, told as plainly as can be.
@@ -63,8 +87,7 @@ struct Model {
     max_mappings: usize,
     /// (endpoint, domain)
     attached: Vec<(u32, u32)>,
-    /// (domain, bypass)
-    domains: Vec<(u32, bool)>,
+    domains: Vec<(u32, Kind)>,
     /// (domain, first page, last page, gpa page, flags)
     mappings: Vec<(u32, u64, u64, u64, u32)>,
 }
@@ -74,8 +97,25 @@ impl Model {
         self.attached.iter().find(|a| a.0 == endpoint).map(|a| a.1)
     }
 
-    fn kind(&self, domain: u32) -> Option<bool> {
+    fn kind(&self, domain: u32) -> Option<Kind> {
         self.domains.iter().find(|d| d.0 == domain).map(|d| d.1)
+    }
+
+    fn attach(&mut self, domain: u32, endpoint: u32, wanted: Kind) -> Status {
+        if endpoint == 0 {
+            Status::NoEnt
+        } else if self.kind(domain).is_some_and(|kind| kind != wanted) {
+            Status::Inval
+        } else if self.domain_of(endpoint) == Some(domain) {
+            Status::Ok
+        } else {
+            self.leave(endpoint);
+            self.attached.push((endpoint, domain));
+            if self.kind(domain).is_none() {
+                self.domains.push((domain, wanted));
+            }
+            Status::Ok
+        }
     }
 
     fn leave(&mut self, endpoint: u32) {
@@ -95,22 +135,16 @@ impl Model {
                 domain,
                 endpoint,
                 bypass,
-            } => {
-                if endpoint == 0 {
-                    Status::NoEnt
-                } else if self.kind(domain).is_some_and(|kind| kind != bypass) {
-                    Status::Inval
-                } else if self.domain_of(endpoint) == Some(domain) {
-                    Status::Ok
-                } else {
-                    self.leave(endpoint);
-                    self.attached.push((endpoint, domain));
-                    if self.kind(domain).is_none() {
-                        self.domains.push((domain, bypass));
-                    }
-                    Status::Ok
-                }
-            }
+            } => self.attach(
+                domain,
+                endpoint,
+                if bypass { Kind::Bypass } else { Kind::Mappings },
+            ),
+            Op::AttachTable {
+                domain,
+                endpoint,
+                root,
+            } => self.attach(domain, endpoint, Kind::Table(root)),
             Op::Detach { domain, endpoint } => {
                 if endpoint == 0 {
                     Status::NoEnt
@@ -133,10 +167,12 @@ impl Model {
                 match self.kind(domain) {
                     _ if flags > 3 || last < first => Status::Inval,
                     None => Status::NoEnt,
-                    Some(true) => Status::Inval,
-                    Some(false) if self.mappings.iter().any(overlaps) => Status::Inval,
-                    Some(false) if self.mappings.len() >= self.max_mappings => Status::NoMem,
-                    Some(false) => {
+                    Some(Kind::Bypass | Kind::Table(_)) => Status::Inval,
+                    Some(Kind::Mappings) if self.mappings.iter().any(overlaps) => Status::Inval,
+                    Some(Kind::Mappings) if self.mappings.len() >= self.max_mappings => {
+                        Status::NoMem
+                    }
+                    Some(Kind::Mappings) => {
                         self.mappings.push((domain, first, last, gpa, flags));
                         Status::Ok
                     }
@@ -152,8 +188,8 @@ impl Model {
                 match self.kind(domain) {
                     _ if last < first => Status::Inval,
                     None => Status::NoEnt,
-                    Some(true) => Status::Inval,
-                    Some(false)
+                    Some(Kind::Bypass | Kind::Table(_)) => Status::Inval,
+                    Some(Kind::Mappings)
                         if self
                             .mappings
                             .iter()
@@ -162,12 +198,22 @@ impl Model {
                     {
                         Status::Range
                     }
-                    Some(false) => {
+                    Some(Kind::Mappings) => {
                         self.mappings.retain(|m| !touches(&m));
                         Status::Ok
                     }
                 }
             }
+            Op::Invalidate {
+                domain,
+                first,
+                last,
+            } => match self.kind(domain) {
+                _ if last < first => Status::Inval,
+                None => Status::NoEnt,
+                Some(Kind::Bypass | Kind::Mappings) => Status::Inval,
+                Some(Kind::Table(_)) => Status::Ok,
+            },
             Op::Bypass(bypass) => {
                 self.bypass = bypass;
                 return None;
@@ -185,8 +231,10 @@ impl Model {
         let Some(domain) = self.domain_of(endpoint) else {
             return self.bypass.then_some(iova);
         };
-        if self.kind(domain) == Some(true) {
-            return Some(iova);
+        match self.kind(domain)? {
+            Kind::Bypass => return Some(iova),
+            Kind::Table(root) => return Some(root * GRANULE + iova),
+            Kind::Mappings => {}
         }
         let page = iova / GRANULE;
         self.mappings
@@ -215,6 +263,13 @@ fn bytes_of(op: &Op) -> Vec<u8> {
         } => attach_bytes(domain, endpoint, u32::from(bypass), 0)
             .as_bytes()
             .to_vec(),
+        Op::AttachTable {
+            domain,
+            endpoint,
+            root,
+        } => attach_table_bytes(domain, endpoint, 0, 0, root * GRANULE)
+            .as_bytes()
+            .to_vec(),
         Op::Detach { domain, endpoint } => detach_bytes(domain, endpoint, 0, 0).as_bytes().to_vec(),
         Op::Map {
             domain,
@@ -234,6 +289,13 @@ fn bytes_of(op: &Op) -> Vec<u8> {
             first,
             last,
         } => unmap_bytes(domain, first * GRANULE, end(first, last)),
+        Op::Invalidate {
+            domain,
+            first,
+            last,
+        } => invalidate_bytes(domain, first * GRANULE, end(first, last))
+            .as_bytes()
+            .to_vec(),
         Op::Bypass(_) | Op::Reset => Vec::new(),
     }
 }
@@ -294,7 +356,12 @@ fn run(ops: &[Op], joins: bool, batch: usize) {
     }
     assert_eq!(
         bench.host.domains(),
-        model.domains.iter().filter(|d| !d.1).map(|d| d.0).collect()
+        model
+            .domains
+            .iter()
+            .filter(|d| d.1 != Kind::Bypass)
+            .map(|d| d.0)
+            .collect()
     );
 }
 

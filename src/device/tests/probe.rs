@@ -3,12 +3,14 @@
 
 use zerocopy::FromBytes;
 
-use super::fake::FakeHost;
+use super::fake::{FakeHost, X86_64};
 use super::*;
 use crate::host::mapping::IovaRange;
+use crate::host::table::TableSupport;
 use crate::host::{EndpointProperties, Owner, ReservedRegion};
 use crate::spec::{
-    PageRequestProperty, PasidProperty, PropertyHead, PropertyType, ResvMemProperty, ResvMemSubtype,
+    PageRequestProperty, PasidProperty, PropertyHead, PropertyType, ResvMemProperty,
+    ResvMemSubtype, TableProperty,
 };
 
 fn probe_size(bench: &Bench) -> usize {
@@ -104,6 +106,57 @@ fn a_driver_without_the_extension_sees_none_of_its_properties__x23_x28() {
     assert_eq!(properties(&bench, 1).len(), 1);
 }
 
+/// An endpoint with both formats of tables.
+fn endpoint_with_tables() -> EndpointProperties {
+    let arm64 = TableSupport {
+        format: TableFormat::Arm64,
+        input_bits: 48,
+        output_bits: 44,
+        page_sizes: 1 << 12 | 1 << 16,
+    };
+    EndpointProperties {
+        tables: vec![X86_64, arm64],
+        ..endpoint_with_holes()
+    }
+}
+
+#[test]
+fn an_endpoint_has_one_property_for_each_format_of_tables__x76_x77() {
+    let host = FakeHost::new(&[1, 3]);
+    host.set_endpoint(1, endpoint_with_tables());
+    host.set_endpoint(3, endpoint_with_holes());
+    let bench = Bench::with(DeviceConfig::default(), host);
+    let tables: Vec<_> = properties(&bench, 1)
+        .into_iter()
+        .filter(|(kind, _)| *kind == PropertyType::Table as u16)
+        .map(|(_, bytes)| TableProperty::read_from_bytes(&bytes).unwrap())
+        .map(|p| {
+            assert_eq!(
+                (p.head.length.get(), p.flags.get(), p.reserved),
+                (20, 0, [0; 4])
+            );
+            let bits = (p.input_bits, p.output_bits);
+            (p.format.get(), bits, p.page_size_mask.get())
+        })
+        .collect();
+    assert_eq!(
+        tables,
+        [(0x10, (57, 52), 0x20_1000), (0x11, (48, 44), 0x1_1000)]
+    );
+    // None for one that cannot be attached to tables.
+    assert_eq!(properties(&bench, 3).len(), 3);
+}
+
+#[test]
+fn a_driver_without_tables_sees_no_property_of_them__x75() {
+    let host = FakeHost::new(&[]);
+    host.set_endpoint(1, endpoint_with_tables());
+    let bench = Bench::with(DeviceConfig::default(), host);
+    let with = properties(&bench, 1);
+    bench.negotiate_without(Features::ATTACH_TABLE);
+    assert_eq!(properties(&bench, 1), with[..3]);
+}
+
 #[test]
 fn probe_ignores_its_reserved_bytes__p54() {
     let bench = Bench::new();
@@ -162,12 +215,12 @@ fn properties_always_fit_probe_size__p58() {
         1,
         EndpointProperties {
             reserved,
-            ..endpoint_with_holes()
+            ..endpoint_with_tables()
         },
     );
     let bench = Bench::with(DeviceConfig::default(), host);
-    assert!(probe_size(&bench) >= 100 * 24);
-    assert_eq!(properties(&bench, 1).len(), 102);
+    assert!(probe_size(&bench) >= 102 * 24);
+    assert_eq!(properties(&bench, 1).len(), 104);
 }
 
 #[test]

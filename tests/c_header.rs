@@ -8,7 +8,7 @@ use std::process::Command;
 
 use vhost_device_iommu::spec::{
     self, AttachFlags, DetachFlags, EventFlags, Features, PageResponseCode, PageResponseFlags,
-    PasidFlags, PropertyType, RequestType,
+    PasidFlags, PropertyType, RequestType, TableFormat,
 };
 
 /// A C expression and the value that the Rust side has for it.
@@ -44,6 +44,11 @@ fn layouts() -> Vec<Fact> {
         head endpoint flags pasid group_id code reserved);
     layout!(facts, "virtio_iommu_probe_page_request", spec::PageRequestProperty, : head flags max_pending);
     layout!(facts, "virtio_iommu_probe_pasid", spec::PasidProperty, : head flags width reserved);
+    layout!(facts, "virtio_iommu_probe_table", spec::TableProperty, :
+        head format input_bits output_bits page_size_mask flags reserved);
+    layout!(facts, "virtio_iommu_req_attach_table", spec::AttachTable, tail:
+        head domain endpoint flags pasid format input_bits granule table attributes reserved);
+    layout!(facts, "virtio_iommu_req_invalidate", spec::Invalidate, tail: head domain virt_start virt_end flags);
     layout!(facts, "virtio_iommu_page_request", spec::Event, :
         reason reserved flags endpoint pasid address group_id reserved2 length);
     // What the extension builds on.
@@ -63,6 +68,15 @@ fn numbers() -> Vec<Fact> {
             Features::PAGE_REQUEST.bits(),
         ),
         ("1 << VIRTIO_IOMMU_F_PASID", Features::PASID.bits()),
+        (
+            "1 << VIRTIO_IOMMU_F_ATTACH_TABLE",
+            Features::ATTACH_TABLE.bits(),
+        ),
+        (
+            "VIRTIO_IOMMU_T_ATTACH_TABLE",
+            RequestType::AttachTable as u64,
+        ),
+        ("VIRTIO_IOMMU_T_INVALIDATE", RequestType::Invalidate as u64),
         (
             "VIRTIO_IOMMU_T_PAGE_RESPONSE",
             RequestType::PageResponse as u64,
@@ -88,6 +102,9 @@ fn numbers() -> Vec<Fact> {
             PropertyType::PageRequest as u64,
         ),
         ("VIRTIO_IOMMU_PROBE_T_PASID", PropertyType::Pasid as u64),
+        ("VIRTIO_IOMMU_PROBE_T_TABLE", PropertyType::Table as u64),
+        ("VIRTIO_IOMMU_TABLE_X86_64", TableFormat::X86_64 as u64),
+        ("VIRTIO_IOMMU_TABLE_ARM64", TableFormat::Arm64 as u64),
         ("VIRTIO_IOMMU_PASID_F_EXEC", PasidFlags::EXEC.bits().into()),
         (
             "VIRTIO_IOMMU_PASID_F_PRIVILEGED",
@@ -141,16 +158,23 @@ fn numbers() -> Vec<Fact> {
     .to_vec()
 }
 
-/// The numbers that the specification patch gives.
-fn defined_by_the_patch() -> Vec<(&'static str, &'static str)> {
-    let patch = include_str!("../virtio-spec/0001-virtio-iommu-Add-page-requests-and-PASIDs.patch");
-    let defined: Vec<_> = patch
-        .lines()
-        .filter_map(|line| line.strip_prefix("+#define "))
-        .filter_map(|define| define.split_once(' '))
-        .collect();
-    assert!(!defined.is_empty());
-    defined
+/// The numbers that the specification patches give.
+fn defined_by_the_patches() -> Vec<(&'static str, &'static str)> {
+    let patches = [
+        include_str!("../virtio-spec/0001-virtio-iommu-Add-page-requests-and-PASIDs.patch"),
+        include_str!("../virtio-spec/0002-virtio-iommu-Add-tables-of-the-driver.patch"),
+    ];
+    let mut all = Vec::new();
+    for patch in patches {
+        let defined: Vec<_> = patch
+            .lines()
+            .filter_map(|line| line.strip_prefix("+#define "))
+            .filter_map(|define| define.split_once(' '))
+            .collect();
+        assert!(!defined.is_empty());
+        all.extend(defined);
+    }
+    all
 }
 
 #[test]
@@ -164,10 +188,10 @@ fn the_header_and_the_structures_say_the_same() {
         )
         .expect("a string");
     }
-    for (name, value) in defined_by_the_patch() {
+    for (name, value) in defined_by_the_patches() {
         writeln!(
             program,
-            "_Static_assert(({name}) == {value}, \"{name} is {value} in the patch\");"
+            "_Static_assert(({name}) == {value}, \"{name} is {value} in its patch\");"
         )
         .expect("a string");
     }

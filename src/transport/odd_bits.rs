@@ -5,8 +5,8 @@
 //! it. These stand-ins sit where bytes leave for the guest, and set what no driver may act on:
 //!
 //! * the config space: undefined bits of `bypass` (C77);
-//! * properties: `reserved` and undefined flags (V60, X22, X27), more bytes than a type has now, and first in each list
-//!   two to be ignored (P53);
+//! * properties: `reserved` and undefined flags (V60, X22, X27, X74), more bytes than a type has now, first in each list
+//!   two to be ignored (P53), and before those of tables one of a format that nobody knows (X74);
 //! * tails: `reserved`, and for one request no tail at all (R18);
 //! * events: undefined flags, `reserved1` and `reserved2`, and fields without the flag that makes them valid (E70, X32,
 //!   X33).
@@ -24,7 +24,7 @@ use crate::device::{Finished, Reply, Step};
 use crate::spec::{
     Attach, AttachFlags, Config, EVENT_LEN, Event, EventFlags, PageRequestProperty, PasidFlags,
     PasidProperty, PropertyHead, PropertyType, RequestType, ResvMemProperty, ResvMemSubtype,
-    Status, TAIL_LEN,
+    Status, TAIL_LEN, TableProperty,
 };
 use crate::transport::batch::Execute;
 use crate::transport::chain::Broken;
@@ -54,6 +54,17 @@ const RESERVED_PROPERTY: ResvMemProperty = ResvMemProperty {
     reserved: [0; 3],
     first: U64::new(0x4000_0000),
     last: U64::new(0x4000_ffff),
+};
+
+/// Tables of a format that nobody knows, otherwise better than any (X74).
+const UNKNOWN_TABLE: TableProperty = TableProperty {
+    head: PropertyHead::new(PropertyType::Table, size_of::<TableProperty>()),
+    format: U16::new(0x7f),
+    input_bits: 64,
+    output_bits: 64,
+    page_size_mask: U64::new(u64::MAX),
+    flags: U32::new(0),
+    reserved: [0; 4],
 };
 
 /// What a later version may append to a property (P53).
@@ -180,9 +191,14 @@ fn is_unwritten(request: &[u8]) -> bool {
 fn odd_properties(properties: &[u8]) -> Vec<u8> {
     let mut odd = [&UNKNOWN_PROPERTY, RESERVED_PROPERTY.as_bytes()].concat();
     let mut rest = properties;
+    let mut has_table = false;
     while let Ok((head, _)) = PropertyHead::read_from_prefix(rest) {
         let size = size_of::<PropertyHead>() + usize::from(head.length.get());
         let (property, next) = rest.split_at(size);
+        if head.kind.get() == PropertyType::Table as u16 && !has_table {
+            has_table = true;
+            odd.extend_from_slice(UNKNOWN_TABLE.as_bytes());
+        }
         let mut property = property.to_vec();
         make_odd(head.kind.get(), &mut property);
         if let Ok((head, _)) = PropertyHead::mut_from_prefix(&mut property) {
@@ -207,11 +223,16 @@ fn make_odd(kind: u16, property: &mut [u8]) {
         if let Ok(property) = PageRequestProperty::mut_from_bytes(property) {
             property.flags = U32::new(u32::MAX);
         }
-    } else if kind == PropertyType::Pasid as u16
-        && let Ok(property) = PasidProperty::mut_from_bytes(property)
+    } else if kind == PropertyType::Pasid as u16 {
+        if let Ok(property) = PasidProperty::mut_from_bytes(property) {
+            property.flags |= !PasidFlags::all().bits();
+            property.reserved = [0xff; 3];
+        }
+    } else if kind == PropertyType::Table as u16
+        && let Ok(property) = TableProperty::mut_from_bytes(property)
     {
-        property.flags |= !PasidFlags::all().bits();
-        property.reserved = [0xff; 3];
+        property.flags = U32::new(u32::MAX);
+        property.reserved = [0xff; 4];
     }
 }
 
@@ -226,7 +247,7 @@ pub(super) fn config(mut space: [u8; size_of::<Config>()]) -> [u8; size_of::<Con
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{FAULT_REPORT_LEN, FaultReport};
+    use crate::spec::{FAULT_REPORT_LEN, FaultReport, TableFormat};
     use crate::transport::batch::DeviceBatch;
 
     const READ: u32 = EventFlags::READ.bits() | EventFlags::ADDRESS.bits();
@@ -333,6 +354,23 @@ mod tests {
         assert_eq!(odd.head.length, property.head.length + MORE.len() as u16);
         assert_eq!(odd.flags.get(), !PasidFlags::PRIVILEGED.bits());
         assert_eq!(odd.reserved, [0xff; 3]);
+    }
+
+    #[test]
+    fn tables_keep_their_format_and_come_behind_one_that_nobody_knows() {
+        let size = size_of::<TableProperty>();
+        let mut property = TableProperty::new_zeroed();
+        property.head = PropertyHead::new(PropertyType::Table, size);
+        property.format = U16::new(TableFormat::X86_64 as u16);
+        property.input_bits = 57;
+        let odd = odd_properties(&[property.as_bytes(), property.as_bytes()].concat());
+        let (ignored, odd) = odd.split_at(odd.len() - 2 * (size + MORE.len()));
+        assert!(ignored.ends_with(UNKNOWN_TABLE.as_bytes()));
+        for odd in odd.chunks(size + MORE.len()) {
+            let (odd, _) = TableProperty::read_from_prefix(odd).unwrap();
+            assert_eq!((odd.format, odd.input_bits), (property.format, 57));
+            assert_eq!((odd.flags.get(), odd.reserved), (u32::MAX, [0xff; 4]));
+        }
     }
 
     #[test]

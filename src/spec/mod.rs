@@ -2,8 +2,8 @@
 //! Wire types of the virtio-iommu device: layouts and numbers, nothing else.
 //!
 //! "§" refers to the section of the virtio specification, device-types/iommu; "draft 1" and "draft 2" to the page-request
-//! extension and to tables of the driver, in `virtio-spec/`. Everything is little-endian, and every structure's size and offsets are
-//! asserted at compile time.
+//! extension and to tables of the driver, in `virtio-spec/`. Everything is little-endian, and every structure's size and
+//! offsets are asserted at compile time.
 #![forbid(unsafe_code)]
 
 mod config;
@@ -12,6 +12,7 @@ mod features;
 mod ids;
 mod probe;
 mod request;
+mod table;
 
 pub use config::{Config, Range32, Range64};
 pub use event::{EVENT_LEN, Event, EventFlags, FAULT_REPORT_LEN, FaultReport, Reason};
@@ -22,10 +23,10 @@ pub use probe::{
     ResvMemSubtype, TableProperty,
 };
 pub use request::{
-    Attach, AttachFlags, AttachTable, Detach, DetachFlags, Head, Invalidate, Map, MapFlags,
-    PageResponse, PageResponseCode, PageResponseFlags, Probe, RequestType, Status, TAIL_LEN,
-    TableFormat, Tail, Unmap,
+    Attach, AttachFlags, Detach, DetachFlags, Head, Map, MapFlags, PageResponse, PageResponseCode,
+    PageResponseFlags, Probe, RequestType, Status, TAIL_LEN, Tail, Unmap,
 };
+pub use table::{AttachTable, Invalidate, TableFormat};
 
 /// The virtio device ID of the IOMMU device (§ Device ID).
 pub const VIRTIO_ID_IOMMU: u32 = 23;

@@ -106,6 +106,21 @@ class PasidTest(EngineTest):
         self.assertEqual(fields(guest.run(f"completion 9 {IOVA:#x}"))["status"], "done")
         self.assert_none_outstanding(guest, control)
 
+    def test_a_reset_keeps_pasids_and_their_number(self):
+        """While there is a PASID, the system does not suspend: the driver counts them."""
+        guest, control = self.start_with_pasids(5, 6)
+        guest.run("reset one")
+        self.assertEqual([entry["pasid"] for entry in control.endpoint(FUNCTION)["pasids"]], [5, 6])
+        guest.run("write /sys/power/pm_test devices")
+        guest.run("detach-pasid one 5")
+        with self.assertRaisesRegex(GuestError, "busy"):
+            guest.run("write /sys/power/state freeze")
+        guest.run("detach-pasid one 6")
+        guest.run("write /sys/power/state freeze")
+        guest.run("write /sys/power/pm_test none")
+        self.assertEqual(control.counters()["requests_failed"], 0)
+        self.assert_none_outstanding(guest, control)
+
     def test_a_stop_marker_is_seen_by_nobody(self):
         guest, control = self.start_with_pasids(7)
         done = self.run_one(guest, "stop-marker", pasid=7, flags="pasid")

@@ -15,7 +15,7 @@
 //! thousand threads. [`block_on`] is for callers that have a thread to spare.
 //!
 //! `access`: the words of an access. `port`: the way to memory. `cache`: its translations. `endpoint`: properties and
-//! attachments. `events`: faults and page requests on their way to the device.
+//! attachments. `events`: faults and page requests on their way to the device. `table`: the walk of a table that the guest owns.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -23,6 +23,11 @@ mod cache;
 mod endpoint;
 mod events;
 mod port;
+#[cfg_attr(
+    not(any(fuzzing, test)),
+    expect(dead_code, reason = "no domain has a table yet")
+)]
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -47,6 +52,8 @@ pub use access::{Access, AccessError, Denied, Transfer};
 pub use cache::{CacheCounters, Cached};
 pub use events::PendingResponse;
 pub use port::Port;
+#[cfg(any(fuzzing, test))]
+pub(crate) use table::{Needed, Page, WalkError, trace, walk};
 
 use endpoint::{Endpoint, View};
 use events::EventSource;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The C header of the extension against the Rust structures: sizes, offsets, numbers.
+//! The C header of the extension agrees with the Rust structures: sizes, offsets, numbers.
 
 use std::fmt::Write as _;
 use std::mem::{offset_of, size_of};

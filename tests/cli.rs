@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The program as users start it.
+//! The program answers a user's command line: what it prints, refuses, and ends with.
 
 mod common;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a guest can make many of: attachments, domains, mappings. The work is in proportion to it, and so is the memory,
-//! which is given back.
+//! If a guest makes many attachments, domains or mappings, work and memory grow in proportion.
+//! The memory is given back.
 //!
 //! Attachments and domains are as many as the default quotas allow. With work in proportion to the square of that, no test
 //! here would end.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""A Linux guest with the driver of guest/linux/ that has no memory in the midst of a page request: the kernel with
-lockdep and KASAN fails allocations on demand."""
+"""The patched driver (guest/linux/) survives failed allocations during a page request: the debug kernel fails them on
+demand."""
 
 from test_debug_kernel import DebugKernel
 

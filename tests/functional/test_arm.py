@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Linux guests on Arm, with a device tree and an ITS: the tests of x86 again, and what becomes of messages.
+"""Linux guests on Arm, with a device tree and an ITS, pass the tests of x86. Interrupt messages need a reserved region.
 
-There the IOMMU translates messages of interrupts as any write, unless it says where it lets them pass: by a reserved
-region of MSI.
+On Arm the IOMMU translates an interrupt message like any write, unless a reserved region of type MSI covers its address.
 """
 
 import pathlib

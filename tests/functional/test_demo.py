@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""qemu-scripts/demo: what a newcomer runs first must run."""
+"""qemu-scripts/demo: the first command of a newcomer runs to its end."""
 
 import os
 import pathlib

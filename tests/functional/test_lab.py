@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The tests find what they need by themselves, and say what to run where it is missing. No guest is started."""
+"""The tests find their tools by themselves. If one is missing, they name the command to run. No guest is started."""
 
 import os
 import pathlib

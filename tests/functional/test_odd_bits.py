@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Linux's drivers behind a back-end that sets what is reserved or undefined (`--cfg odd_bits`): nothing comes of it."""
+"""Linux's drivers ignore reserved and undefined bits: this back-end sets them (`--cfg odd_bits`)."""
 
 import re
 from typing import TYPE_CHECKING

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Page requests in a Linux guest, off the straight way: many at once, too few buffers, answers late or never."""
+"""Page requests in a Linux guest, in rare cases: many at once, too few buffers, answers late or never."""
 
 from itertools import combinations
 

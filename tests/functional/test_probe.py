@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The stock driver finds the device, and what it learns from it."""
+"""The stock driver finds the device, and reads its properties correctly."""
 
 from bases.testcase import UNKNOWN_TO_GUEST, FunctionalTest
 from lab_kit.vm.control import endpoint_id

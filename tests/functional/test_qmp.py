@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""What QEMU says over QMP reaches the back-end: resets of the machine, and devices that are unplugged."""
+"""The back-end acts on QEMU's events over QMP: resets of the machine, and unplugged devices."""
 
 import contextlib
 import pathlib

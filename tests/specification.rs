@@ -29,19 +29,10 @@ const NOT_PROVEN_YET: &str = "
     X78
     X79
     X80
-    X81
-    X82
-    X83
-    X84
     X85
-    X86
-    X88
-    X89
-    X90
     X92
     X93
     X100
-    X103
     X106
     X107
 ";

@@ -107,6 +107,13 @@ pub enum Command {
         /// What.
         data: Vec<u8>,
     },
+    /// `translate`
+    Translate {
+        /// The source of the access.
+        requester: Requester,
+        /// The address.
+        iova: Iova,
+    },
     /// `page-request`
     PageRequest {
         /// The source of the request.
@@ -275,6 +282,17 @@ fn with_arguments(name: &str, arguments: Value) -> Result<Command, CommandError>
                 })?,
             }
         }
+        "translate" => {
+            let Translate {
+                endpoint,
+                iova,
+                pasid,
+            } = take(name, arguments)?;
+            Command::Translate {
+                requester: requester(endpoint, pasid),
+                iova: Iova(iova),
+            }
+        }
         "page-request" => {
             let request: PageRequests = take(name, arguments)?;
             if request.pages.is_empty() {
@@ -435,6 +453,14 @@ struct DmaWrite {
     endpoint: Endpoint,
     iova: u64,
     data: String,
+    pasid: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Translate {
+    endpoint: Endpoint,
+    iova: u64,
     pasid: Option<u32>,
 }
 

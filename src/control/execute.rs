@@ -12,11 +12,12 @@ use serde_json::{Map, Value, json};
 use crate::control::command::{Command, CommandError, EndpointAdd, ErrorClass};
 use crate::control::lists::{Mappings, Status};
 use crate::control::output::{Answer, Reply};
+use crate::control::route;
 use crate::device::SetupError;
 use crate::endpoints::{EndpointError, Endpoints};
 use crate::host::iommufd;
 use crate::host::soft::{AccessError, Denied, Port, Transfer};
-use crate::host::{HostError, PageRequest};
+use crate::host::{HostError, PageRequest, Requester};
 use crate::notation::to_hex;
 use crate::soft_endpoint::ServeError;
 use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode, Pasid};
@@ -63,6 +64,7 @@ impl Context {
                 Ok(port) => return Box::pin(dma_write(port, requester.pasid, iova, data)),
                 Err(error) => Err(error),
             },
+            Command::Translate { requester, iova } => self.translate(requester, iova),
             Command::PageRequest { requester, pages } => match self.port(requester.endpoint) {
                 Ok(port) => return Box::pin(page_request(port, requester.pasid, pages)),
                 Err(error) => Err(error),
@@ -80,6 +82,14 @@ impl Context {
         })?;
         host.shared_port(endpoint)
             .map_err(|error| host_error(&error))
+    }
+
+    fn translate(&self, requester: Requester, iova: Iova) -> Answer {
+        let route = self
+            .port(requester.endpoint)?
+            .route(requester.pasid, iova)
+            .map_err(|denied| CommandError::new(denied_class(denied), denied))?;
+        Reply::of(&route::describe(&route, iova))
     }
 
     fn counters(&self) -> Value {
@@ -177,8 +187,13 @@ fn denied_class(denied: Denied) -> ErrorClass {
     match denied {
         Denied::NoEndpoint | Denied::NoPasid(_) => ErrorClass::InvalidArgument,
         Denied::NoPageRequests => ErrorClass::Unsupported,
-        Denied::Blocked | Denied::Translation | Denied::NoMemory => ErrorClass::TranslationFault,
-        Denied::Permission => ErrorClass::PermissionFault,
+        Denied::Blocked
+        | Denied::Translation
+        | Denied::NoMemory
+        | Denied::Malformed
+        | Denied::Outside
+        | Denied::Contended => ErrorClass::TranslationFault,
+        Denied::Permission | Denied::Privileged => ErrorClass::PermissionFault,
     }
 }
 

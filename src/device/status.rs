@@ -278,7 +278,7 @@ fn domain_status(id: DomainId, domain: &Domain) -> DomainStatus {
             let mappings = paging.read();
             ("paging", None, mappings.len(), mappings.bytes())
         }
-        DomainKind::Table(table) => ("table", Some(table_status(table)), 0, 0),
+        DomainKind::Table(table) => ("table", Some(TableStatus::from(table)), 0, 0),
     };
     DomainStatus {
         id: id.0,
@@ -290,15 +290,17 @@ fn domain_status(id: DomainId, domain: &Domain) -> DomainStatus {
     }
 }
 
-fn table_status(table: &Table) -> TableStatus {
-    TableStatus {
-        format: match table.format {
-            TableFormat::X86_64 => "X86_64",
-            TableFormat::Arm64 => "ARM64",
-        },
-        input_bits: table.input_bits,
-        granule: table.granule,
-        root: table.root.0,
+impl From<&Table> for TableStatus {
+    fn from(table: &Table) -> Self {
+        Self {
+            format: match table.format {
+                TableFormat::X86_64 => "X86_64",
+                TableFormat::Arm64 => "ARM64",
+            },
+            input_bits: table.input_bits,
+            granule: table.granule,
+            root: table.root.0,
+        }
     }
 }
 
@@ -312,23 +314,25 @@ fn mappings_from(domain: &Domain, from: Iova, at_most: usize) -> Vec<MappingStat
     };
     let table = paging.read();
     let mappings = table.overlapping(range).take(at_most);
-    mappings.map(mapping_status).collect()
+    mappings.map(MappingStatus::from).collect()
 }
 
-fn mapping_status(mapping: Mapping) -> MappingStatus {
-    let letters = [
-        (MapFlags::READ, 'r'),
-        (MapFlags::WRITE, 'w'),
-        (MapFlags::MMIO, 'm'),
-    ];
-    MappingStatus {
-        iova: mapping.range.first.0,
-        last: mapping.range.last.0,
-        gpa: mapping.gpa.0,
-        flags: letters
-            .iter()
-            .filter(|(flag, _)| mapping.flags.contains(*flag))
-            .map(|(_, letter)| letter)
-            .collect(),
+impl From<Mapping> for MappingStatus {
+    fn from(mapping: Mapping) -> Self {
+        let letters = [
+            (MapFlags::READ, 'r'),
+            (MapFlags::WRITE, 'w'),
+            (MapFlags::MMIO, 'm'),
+        ];
+        Self {
+            iova: mapping.range.first.0,
+            last: mapping.range.last.0,
+            gpa: mapping.gpa.0,
+            flags: letters
+                .iter()
+                .filter(|(flag, _)| mapping.flags.contains(*flag))
+                .map(|(_, letter)| letter)
+                .collect(),
+        }
     }
 }

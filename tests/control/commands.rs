@@ -2,9 +2,12 @@
 //! What commands answer.
 
 use serde_json::json;
+use vhost_device_iommu::host::table::Table;
+use vhost_device_iommu::host::{Attachment, Host as _, PageRequests, Requester, Translations};
+use vhost_device_iommu::spec::{DomainId, EndpointId, Gpa, Pasid, TableFormat};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, ENDPOINT};
 
 #[test]
 fn status_shows_endpoints_and_domains() {
@@ -70,6 +73,110 @@ fn accesses_go_through_the_mappings() {
         client.call("dma-read", nothing),
         json!({"return": {"data": ""}})
     );
+}
+
+#[test]
+fn translate_says_where_an_access_goes() {
+    let daemon = Daemon::new();
+    let mut client = daemon.connect();
+    let at = |iova: u64| json!({"endpoint": "00:05.0", "iova": iova});
+    assert_eq!(
+        client.call("translate", at(0x1234))["return"],
+        json!({"kind": "bypass", "gpa": 0x1234})
+    );
+    let pasid = json!({"endpoint": 40, "iova": 0, "pasid": 5});
+    assert_eq!(
+        client.call("translate", pasid)["return"],
+        json!({"kind": "blocked"})
+    );
+    daemon.attach(1);
+    daemon.map(1, 0x1000, 0x2fff, 0x5000, 1);
+    assert_eq!(
+        client.call("translate", at(0x2345))["return"],
+        json!({
+            "kind": "paging",
+            "domain": 1,
+            "mapping": {"iova": 0x1000, "last": 0x2fff, "gpa": 0x5000, "flags": "r"},
+            "gpa": 0x6345,
+        })
+    );
+    assert_eq!(
+        client.call("translate", at(0x3000))["return"],
+        json!({"kind": "paging", "domain": 1, "mapping": null, "gpa": null})
+    );
+    assert_eq!(
+        client.class("translate", json!({"endpoint": 41, "iova": 0})),
+        "InvalidArgument"
+    );
+}
+
+#[test]
+fn translate_shows_the_entries_of_a_table() {
+    let daemon = Daemon::new();
+    let mut client = daemon.connect();
+    let entries = [
+        (0x8_0000, 0x8_1007_u64),
+        (0x8_1000, 0x8_2007),
+        (0x8_2000, 0x8_3007),
+        (0x8_3008, 0x8000_0000_0000_5007),
+    ];
+    for (at, entry) in entries {
+        let stored = daemon.memory.write_obj(entry, GuestAddress(at));
+        stored.expect("memory");
+    }
+    let table = Table {
+        format: TableFormat::X86_64,
+        input_bits: 48,
+        granule: 12,
+        root: Gpa(0x8_0000),
+        attributes: 0,
+    };
+    let domain = DomainId(9);
+    let made = daemon
+        .host
+        .create_domain(domain, Translations::Table(table));
+    made.expect("domain");
+    let requester = Requester {
+        endpoint: EndpointId(ENDPOINT),
+        pasid: Some(Pasid(5)),
+    };
+    let to = Attachment::Domain {
+        domain,
+        page_requests: PageRequests::Reported,
+    };
+    daemon.host.attach(requester, to).expect("attach");
+    let mut translate = |iova: u64| {
+        let arguments = json!({"endpoint": 40, "iova": iova, "pasid": 5});
+        client.call("translate", arguments)["return"].take()
+    };
+    let mut steps: Vec<_> = [4, 3, 2, 1]
+        .into_iter()
+        .zip(entries)
+        .map(|(level, (at, entry))| {
+            json!({"level": level, "at": at, "entry": format!("{entry:#x}")})
+        })
+        .collect();
+    let expected = |entries: &[serde_json::Value]| {
+        json!({
+            "kind": "table",
+            "domain": 9,
+            "table": {"format": "X86_64", "input_bits": 48, "granule": 12, "root": 0x8_0000},
+            "entries": entries,
+        })
+    };
+    let mut found = expected(&steps);
+    found["mapping"] = json!({"iova": 0x1000, "last": 0x1fff, "gpa": 0x5000, "flags": "rw"});
+    found["gpa"] = json!(0x5678);
+    assert_eq!(translate(0x1678), found);
+    steps[3] = json!({"level": 1, "at": 0x8_3010, "entry": "0x0"});
+    let mut missing = expected(&steps);
+    missing["mapping"] = json!(null);
+    missing["fault"] = json!("an entry does not exist");
+    assert_eq!(translate(0x2000), missing);
+    for (at, entry) in entries {
+        let now: u64 = daemon.memory.read_obj(GuestAddress(at)).expect("memory");
+        assert_eq!(now, entry, "no flag is set");
+    }
 }
 
 #[test]

@@ -65,6 +65,7 @@ Commands:
   endpoint-remove endpoint=ID
   dma-read endpoint=ID iova=N length=N [pasid=N]
   dma-write endpoint=ID iova=N data=HEX [pasid=N]
+  translate endpoint=ID iova=N [pasid=N]
   page-request endpoint=ID pages=IOVA:ACCESS[,IOVA:ACCESS]... [pasid=N]
       ACCESS is one or more of r, w, x (execute), p (privileged)
 

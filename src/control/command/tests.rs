@@ -36,6 +36,28 @@ fn a_command_has_a_name_arguments_and_an_id() {
 }
 
 #[test]
+fn translate_has_a_requester_and_an_address() {
+    let line = |arguments: &str| format!(r#"{{"execute":"translate","arguments":{arguments}}}"#);
+    let expected = Command::Translate {
+        requester: Requester {
+            pasid: Some(Pasid(7)),
+            ..A
+        },
+        iova: Iova(u64::MAX),
+    };
+    let good = line(r#"{"endpoint":"00:05.0","iova":18446744073709551615,"pasid":7}"#);
+    assert_eq!(command(&good), expected);
+    for arguments in [
+        "{}",
+        r#"{"endpoint":40}"#,
+        r#"{"iova":0}"#,
+        r#"{"endpoint":40,"iova":0,"length":1}"#,
+    ] {
+        assert_eq!(class(&line(arguments)), ErrorClass::InvalidArgument);
+    }
+}
+
+#[test]
 fn an_endpoint_is_a_number_or_a_string() {
     for endpoint in ["40", "\"40\"", "\"0x28\"", "\"0000:00:05.0\""] {
         let line =

@@ -10,8 +10,8 @@ use crate::spec::{EventFlags, Gpa, Iova, MapFlags, PageResponseCode, Pasid, Reas
 pub struct Access {
     /// The address space; `None` without a PASID.
     pub pasid: Option<Pasid>,
-    /// READ or WRITE; EXEC and PRIVILEGED in addition. EXEC needs what READ needs. PRIVILEGED is only reported:
-    /// mappings have no such flag.
+    /// READ or WRITE; EXEC and PRIVILEGED in addition. In a domain with mappings EXEC needs what READ needs, and
+    /// PRIVILEGED is only reported: mappings have no such flags.
     pub kinds: EventFlags,
     /// If true, the access uses a translation of the endpoint's own cache, which is made if it is not there: PCI's ATS.
     /// If false, it uses the IOMMU's cache, and the endpoint's is left alone.
@@ -29,6 +29,15 @@ impl Access {
         needed.set(MapFlags::WRITE, self.kinds.contains(EventFlags::WRITE));
         needed
     }
+}
+
+/// The kinds of access that a mapping permits.
+pub(super) fn permitted_by(mapping: MapFlags) -> EventFlags {
+    let mut permitted = EventFlags::PRIVILEGED;
+    let reads = mapping.contains(MapFlags::READ);
+    permitted.set(EventFlags::READ | EventFlags::EXEC, reads);
+    permitted.set(EventFlags::WRITE, mapping.contains(MapFlags::WRITE));
+    permitted
 }
 
 /// The bytes of an access, and their direction.
@@ -96,13 +105,25 @@ pub enum Denied {
     /// What is mapped there does not allow the access.
     #[error("the mapping does not permit the access")]
     Permission,
-    /// The translation leads to an address without memory.
+    /// The translation, or an entry of the table on the way to it, leads to an address without memory.
     #[error("no memory behind the address")]
     NoMemory,
+    /// An entry of the table is none that its format has.
+    #[error("an entry of the table is malformed")]
+    Malformed,
+    /// The address is not one of the table's.
+    #[error("the table has no such address")]
+    Outside,
+    /// The access is privileged, which no table permits.
+    #[error("tables permit no privileged access")]
+    Privileged,
+    /// The driver changes the entries faster than they can be used.
+    #[error("the entries of the table change all the time")]
+    Contended,
 }
 
 impl Denied {
-    /// Whether a page request may help.
+    /// Whether a page request may help (X88, X89).
     pub fn is_recoverable(self) -> bool {
         matches!(self, Self::Translation | Self::Permission)
     }
@@ -112,7 +133,12 @@ impl Denied {
         match self {
             Self::NoEndpoint | Self::NoPasid(_) | Self::NoPageRequests => None,
             Self::Blocked => Some(Reason::Domain),
-            Self::Translation | Self::Permission => Some(Reason::Mapping),
+            Self::Translation
+            | Self::Permission
+            | Self::Malformed
+            | Self::Outside
+            | Self::Privileged
+            | Self::Contended => Some(Reason::Mapping),
             Self::NoMemory => Some(Reason::Unknown),
         }
     }

@@ -6,17 +6,44 @@ use std::sync::Arc;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::host::mapping::SharedMappings;
-use crate::host::{EndpointProperties, PageRequests, PerPasid};
+use crate::host::table::Table;
+use crate::host::{EndpointProperties, PageRequests, PerPasid, Translations};
 use crate::spec::{DomainId, Pasid};
 
-/// Where accesses of a requester go: [`crate::host::Attachment`] with the domain's table at hand.
+/// What a domain translates by. A domain that was dropped and made again under its old number has another one.
+#[derive(Clone)]
+pub(super) enum Source {
+    Mappings(SharedMappings),
+    Table(Arc<Table>),
+}
+
+impl Source {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Mappings(ours), Self::Mappings(theirs)) => Arc::ptr_eq(ours, theirs),
+            (Self::Table(ours), Self::Table(theirs)) => Arc::ptr_eq(ours, theirs),
+            _ => false,
+        }
+    }
+}
+
+impl From<Translations> for Source {
+    fn from(by: Translations) -> Self {
+        match by {
+            Translations::Mappings(mappings) => Self::Mappings(mappings),
+            Translations::Table(table) => Self::Table(Arc::new(table)),
+        }
+    }
+}
+
+/// Where accesses of a requester go: [`crate::host::Attachment`] with what the domain translates by at hand.
 #[derive(Clone)]
 pub(super) enum View {
     Blocked,
     Bypass,
     Domain {
         id: DomainId,
-        mappings: SharedMappings,
+        by: Source,
         page_requests: PageRequests,
     },
 }
@@ -29,18 +56,15 @@ impl View {
             (
                 View::Domain {
                     id,
-                    mappings,
+                    by,
                     page_requests,
                 },
                 View::Domain {
                     id: new_id,
-                    mappings: new_mappings,
+                    by: new_by,
                     page_requests: new_requests,
                 },
-            ) => {
-                // A domain that was dropped and made again under its old number is another one.
-                id == new_id && Arc::ptr_eq(mappings, new_mappings) && page_requests == new_requests
-            }
+            ) => id == new_id && by.is_same(new_by) && page_requests == new_requests,
             _ => false,
         }
     }

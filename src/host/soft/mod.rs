@@ -2,31 +2,30 @@
 //! The software host: an IOMMU inside the process.
 //!
 //! ```text
-//! agent ── port ── views (per endpoint) ── mapping table (the device's own) ── guest memory
+//! agent ── port ── views (per endpoint) ── mapping table (the device's own), or table of the driver ── guest memory
 //!            │ miss
 //!            └── events ── event descriptor ── device ── driver ── respond ── the access tries again
 //! ```
 //!
 //! Translation reads the device's mapping table; there is no copy, so MAP has nothing to do here, and UNMAP invalidates.
+//! Or it reads a page table of the driver in guest memory: then INVALIDATE does.
 //! Every access goes through a [`Port`], which keeps translations as an endpoint with ATS and an IOMMU do. An access holds
 //! its port's lock while its bytes move, and accesses of different ports never wait for each other.
 //!
 //! An access that waits for the driver is a future: no lock can be held across it, and a thousand waiting accesses need no
 //! thousand threads. [`block_on`] is for callers that have a thread to spare.
 //!
-//! `access`: the words of an access. `port`: the way to memory. `cache`: its translations. `endpoint`: properties and
-//! attachments. `events`: faults and page requests on their way to the device. `table`: the walk of a table that the guest owns.
+//! `access`: the words of an access. `port`: the way to memory. `cache`: its translations. `table`: the walk of a table of
+//! the driver. `endpoint`: properties and attachments. `events`: faults and page requests on their way to the device.
 #![forbid(unsafe_code)]
 
 mod access;
 mod cache;
 mod endpoint;
 mod events;
+#[cfg(test)]
+pub(crate) mod guest_table;
 mod port;
-#[cfg_attr(
-    not(any(fuzzing, test)),
-    expect(dead_code, reason = "no domain has a table yet")
-)]
 mod table;
 #[cfg(test)]
 mod tests;
@@ -41,21 +40,23 @@ use std::thread::Thread;
 use parking_lot::{Mutex, RwLock};
 use vm_memory::GuestMemoryMmap;
 
-use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
+use crate::host::mapping::{IovaRange, Mapping};
+use crate::host::table::TableSupport;
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
     MemoryError, MemoryRegion, Owner, Requester, Translations,
 };
-use crate::spec::{DomainId, EndpointId, PageResponseCode, PasidFlags};
+use crate::spec::{DomainId, EndpointId, PageResponseCode, PasidFlags, TableFormat};
 
 pub use access::{Access, AccessError, Denied, Transfer};
 pub use cache::{CacheCounters, Cached};
 pub use events::PendingResponse;
 pub use port::Port;
+pub(crate) use port::{Route, TableRoute};
 #[cfg(any(fuzzing, test))]
 pub(crate) use table::{Needed, Page, WalkError, trace, walk};
 
-use endpoint::{Endpoint, View};
+use endpoint::{Endpoint, Source, View};
 use events::EventSource;
 use port::Ports;
 
@@ -69,15 +70,35 @@ pub fn default_properties() -> EndpointProperties {
         pasid_width: PASID_WIDTH,
         pasid_flags: PasidFlags::EXEC | PasidFlags::PRIVILEGED,
         reserved: Vec::new(),
-        tables: Vec::new(),
+        tables: supported_tables(),
         owner: Owner::Host,
     }
+}
+
+/// Formats of tables that walks know: all of X86_64, and all of Arm64 that draft 2 has, pages and blocks.
+fn supported_tables() -> Vec<TableSupport> {
+    let sizes = |bits: &[u32]| bits.iter().map(|bits| 1 << bits).sum();
+    vec![
+        TableSupport {
+            format: TableFormat::X86_64,
+            input_bits: 57,
+            output_bits: 52,
+            page_sizes: sizes(&[12, 21, 30]),
+        },
+        TableSupport {
+            format: TableFormat::Arm64,
+            input_bits: 48,
+            output_bits: 48,
+            // Granules of 4, 16 and 64 KiB, and the blocks of each.
+            page_sizes: sizes(&[12, 14, 16, 21, 25, 29, 30]),
+        },
+    ]
 }
 
 /// The software host.
 pub struct SoftHost {
     endpoints: RwLock<BTreeMap<EndpointId, Arc<Endpoint>>>,
-    domains: Mutex<BTreeMap<DomainId, SharedMappings>>,
+    domains: Mutex<BTreeMap<DomainId, Source>>,
     ports: Arc<Ports>,
     /// Those that [`SoftHost::shared_port`] hands out, as long as they are in use.
     shared_ports: Mutex<BTreeMap<EndpointId, Weak<Port>>>,
@@ -155,7 +176,7 @@ impl SoftHost {
                 page_requests,
             } => View::Domain {
                 id: domain,
-                mappings: self.domains.lock().get(&domain).cloned().ok_or_else(|| {
+                by: self.domains.lock().get(&domain).cloned().ok_or_else(|| {
                     HostError::Internal(format!("domain {domain} was never made"))
                 })?,
                 page_requests,
@@ -181,10 +202,7 @@ impl Host for SoftHost {
     }
 
     fn create_domain(&self, domain: DomainId, by: Translations) -> Result<(), HostError> {
-        let Translations::Mappings(mappings) = by else {
-            return Err(HostError::Unsupported("tables of the driver".to_owned()));
-        };
-        self.domains.lock().insert(domain, mappings);
+        self.domains.lock().insert(domain, by.into());
         Ok(())
     }
 
@@ -223,8 +241,9 @@ impl Host for SoftHost {
         Ok(())
     }
 
-    /// Nothing to do: no domain has a table.
-    fn invalidate(&self, _: DomainId, _: IovaRange) -> Result<(), HostError> {
+    /// As an UNMAP, but for what the driver changed in its own table.
+    fn invalidate(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
+        self.ports.invalidate_table(domain, range);
         Ok(())
     }
 

@@ -4,7 +4,8 @@
 //! ```text
 //! agent ── port: its caches, guest memory ── the bytes move
 //!            │ miss                        ▲
-//!            └── views, mapping table      └── UNMAP, ATTACH, DETACH, changes of memory: invalidate
+//!            └── views, mapping table      └── UNMAP, ATTACH, DETACH, changes of memory, INVALIDATE: invalidate
+//!                or the driver's table
 //! ```
 //!
 //! An access holds its port's lock from the translation until its bytes have moved. An UNMAP, ATTACH or change of memory
@@ -12,32 +13,36 @@
 //! the access that may still use the old translation, and a later access finds only the new state. A hit takes no other
 //! lock, and agents with ports of their own share no cache line.
 //!
+//! A table of the driver is walked under the port's lock too, and nowhere else. The driver has changed it before it sends
+//! INVALIDATE, which takes the same locks: so it has waited for walks as well (X103), and so has the end of an attachment
+//! (X87).
+//!
 //! There are two caches: the endpoint's own, which is only for accesses with ATS, and the IOMMU's for all others.
 //!
-//! `state`: what the host invalidates. `walk`: copies through mappings that follow each other.
+//! `state`: what the host invalidates. `translate`: from an access to where it goes. `copy`: from memory to memory.
+//! `walk`: copies through mappings that follow each other.
 
+mod copy;
 mod state;
+mod translate;
 mod walk;
 
-use std::sync::{Arc, PoisonError, RwLockReadGuard};
+use std::sync::Arc;
 
-use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    VolatileSlice,
-};
-
-use crate::host::mapping::{IovaRange, Mapping, MappingTable, SharedMappings};
+use crate::host::mapping::Mapping;
 use crate::host::soft::access::{Access, AccessError, Denied, Transfer};
 use crate::host::soft::cache::{CacheCounters, Cached};
 use crate::host::soft::endpoint::{Endpoint, View, Views};
 use crate::host::soft::events::{EventSource, PendingResponse};
 use crate::host::{Fault, PageRequest, PageRequests, Requester};
-use crate::spec::{DomainId, EndpointId, Gpa, Iova, MapFlags, PageResponseCode, Pasid, Reason};
+use crate::spec::{EndpointId, Iova, PageResponseCode, Pasid, Reason};
 
 pub(super) use state::Ports;
+#[cfg(test)]
+pub(super) use translate::MAX_TURNS;
+pub(crate) use translate::{Route, TableRoute};
 
 use state::{Inner, PortState};
-use walk::Walk;
 
 /// The most bytes transferred before the lock is let go: an UNMAP waits for no more than this, some ten
 /// microseconds.
@@ -86,146 +91,27 @@ impl Port {
         transfer: &mut Transfer<'_>,
         done: usize,
     ) -> Result<usize, Denied> {
-        let mut inner = self.state.lock_for_access();
-        let mapping = self.translate_locked(&mut inner, access, iova)?;
-        let room = usize::try_from(mapping.range.last.0 - iova.0)
-            .unwrap_or(usize::MAX)
-            .saturating_add(1);
-        let count = (transfer.len() - done).min(CHUNK).min(room);
-        match transfer.carry_out(&inner.memory, mapping.translate(iova), done, count) {
-            0 => Err(Denied::NoMemory),
-            moved => Ok(moved),
-        }
-    }
-
-    /// Copies up to `length` bytes from memory to memory, as far as both are mapped for it, and no more than 64 KiB;
-    /// says how many. It neither waits nor reports: if it says 0, [`Port::transfer`] finds out why.
-    pub fn copy(&self, source: (Access, Iova), target: (Access, Iova), length: usize) -> usize {
-        let length = length.min(CHUNK);
-        let mut inner = self.state.lock_for_access();
-        if source.0.translated || target.0.translated {
-            return self.copy_cached(&mut inner, source, target, length);
-        }
-        let views = self.endpoint.views();
-        let table = |access: Access| match views.as_ref().map(|views| views.get(access.pasid)) {
-            Some(View::Domain { mappings, .. }) => Some(read(mappings)),
-            _ => None,
+        let length = transfer.len() - done;
+        let mut carry_out = |inner: &Inner, mapping: &Mapping| {
+            let room = usize::try_from(mapping.range.last.0 - iova.0)
+                .unwrap_or(usize::MAX)
+                .saturating_add(1);
+            let count = length.min(CHUNK).min(room);
+            transfer.carry_out(&inner.memory, mapping.translate(iova), done, count)
         };
-        let Some(sources) = table(source.0) else {
-            return 0;
-        };
-        // One lock for both, if they are the same table.
-        let targets = (source.0.pasid != target.0.pasid).then(|| table(target.0));
-        let targets = match &targets {
-            None => &sources,
-            Some(Some(targets)) => targets,
-            Some(None) => return 0,
-        };
-        let (Some(mut from), Some(mut to)) = (
-            Walk::new(&sources, source.1, length, source.0.needed()),
-            Walk::new(targets, target.1, length, target.0.needed()),
-        ) else {
-            return 0;
-        };
-        let mut slices = Slices::new(&inner.memory);
-        let mut done = 0;
-        while done < length {
-            let (Some(source), Some(target)) = (from.at(done), to.at(done)) else {
-                break;
-            };
-            let moved = slices.copy(source, target, length - done);
-            if moved == 0 {
-                break;
+        self.settled(|inner| {
+            let mapping = self.translate_locked(inner, access, iova)?;
+            let moved = carry_out(inner, &mapping);
+            if moved != 0 {
+                return Ok(moved);
             }
-            done += moved;
-        }
-        done
-    }
-
-    /// A copy of which one half at least goes through the endpoint's own cache.
-    fn copy_cached(
-        &self,
-        inner: &mut Inner,
-        source: (Access, Iova),
-        target: (Access, Iova),
-        length: usize,
-    ) -> usize {
-        let mut done = 0;
-        while done < length {
-            let mut at = |(access, first): (Access, Iova)| {
-                let iova = Iova(first.0.checked_add(done as u64)?);
-                let mapping = self.translate_locked(inner, access, iova).ok()?;
-                let room = usize::try_from(mapping.range.last.0 - iova.0).unwrap_or(usize::MAX);
-                Some((mapping.translate(iova), room.saturating_add(1)))
-            };
-            let (Some(from), Some(to)) = (at(source), at(target)) else {
-                break;
-            };
-            let moved = Slices::new(&inner.memory).copy(from, to, length - done);
-            if moved == 0 {
-                break;
+            // What was kept may lead to no memory, and the table elsewhere by now (X84).
+            let mapping = self.translate_anew(inner, access, iova)?;
+            match carry_out(inner, &mapping) {
+                0 => Err(Denied::NoMemory),
+                moved => Ok(moved),
             }
-            done += moved;
-        }
-        done
-    }
-
-    /// An address translation request: whether the access would find a translation.
-    ///
-    /// # Errors
-    /// Why it would not. The driver is not told.
-    pub fn translate(&self, access: Access, iova: Iova) -> Result<(), Denied> {
-        let mut inner = self.state.lock_for_access();
-        self.translate_locked(&mut inner, access, iova).map(|_| ())
-    }
-
-    fn translate_locked(
-        &self,
-        inner: &mut Inner,
-        access: Access,
-        iova: Iova,
-    ) -> Result<Mapping, Denied> {
-        let needed = access.needed();
-        let cache = inner.cache(access.translated);
-        if let Some(mapping) = cache.find(access.pasid, iova, needed) {
-            return Ok(mapping);
-        }
-        let (domain, mapping) = self.look_up(access, iova, needed)?;
-        let cached = Cached {
-            pasid: access.pasid,
-            domain,
-            mapping,
-        };
-        cache.insert(iova, cached);
-        Ok(mapping)
-    }
-
-    /// Asks the IOMMU. The port is locked: what is found stays in force until it is let go.
-    fn look_up(
-        &self,
-        access: Access,
-        iova: Iova,
-        needed: MapFlags,
-    ) -> Result<(Option<DomainId>, Mapping), Denied> {
-        self.check_pasid(access.pasid)?;
-        let views = self.endpoint.views();
-        let views = views.as_ref().ok_or(Denied::NoEndpoint)?;
-        match views.get(access.pasid) {
-            View::Blocked => Err(Denied::Blocked),
-            View::Bypass => {
-                let identity = Mapping {
-                    range: IovaRange::ALL,
-                    gpa: Gpa(0),
-                    flags: MapFlags::READ | MapFlags::WRITE,
-                };
-                Ok((None, identity))
-            }
-            View::Domain { id, mappings, .. } => match read(mappings).lookup(iova) {
-                Some(mapping) if mapping.flags.contains(needed) => Ok((Some(*id), mapping)),
-                Some(_) => Err(Denied::Permission),
-                None => Err(Denied::Translation),
-            },
-        }
+        })
     }
 
     fn check_pasid(&self, pasid: Option<Pasid>) -> Result<(), Denied> {
@@ -387,53 +273,8 @@ impl Port {
     }
 }
 
-/// Slices of guest memory. The region of the one before is tried first: it mostly has the next one too.
-struct Slices<'a> {
-    memory: &'a GuestMemoryMmap,
-    region: Option<&'a GuestRegionMmap>,
-}
-
-impl<'a> Slices<'a> {
-    fn new(memory: &'a GuestMemoryMmap) -> Self {
-        Self {
-            memory,
-            region: None,
-        }
-    }
-
-    /// `None` if the bytes are not in one region.
-    #[inline]
-    fn get(&mut self, gpa: Gpa, count: usize) -> Option<VolatileSlice<'a>> {
-        let address = GuestAddress(gpa.0);
-        let known = self
-            .region
-            .filter(|region| region.to_region_addr(address).is_some());
-        let region = known.or_else(|| self.memory.find_region(address))?;
-        self.region = Some(region);
-        region
-            .get_slice(region.to_region_addr(address)?, count)
-            .ok()
-    }
-
-    /// Copies the shortest of two pieces of memory and `length`; 0 if one of them is not in one region.
-    #[inline]
-    fn copy(&mut self, from: (Gpa, usize), to: (Gpa, usize), length: usize) -> usize {
-        let count = from.1.min(to.1).min(length);
-        let (Some(source), Some(target)) = (self.get(from.0, count), self.get(to.0, count)) else {
-            return 0;
-        };
-        source.copy_to_volatile_slice(target);
-        count
-    }
-}
-
 impl Drop for Port {
     fn drop(&mut self) {
         self.ports.remove(&self.state);
     }
-}
-
-/// Locks a table of the device. Nothing panics while it holds this lock, and if something did, the table is still whole.
-fn read(mappings: &SharedMappings) -> RwLockReadGuard<'_, MappingTable> {
-    mappings.read().unwrap_or_else(PoisonError::into_inner)
 }

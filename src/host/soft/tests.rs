@@ -2,6 +2,7 @@
 //! The software host; the test plays the device.
 
 mod ports;
+mod tables;
 
 use std::sync::mpsc;
 use std::thread;
@@ -14,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::host::PageRequestGroup;
-use crate::host::mapping::MappingTable;
+use crate::host::mapping::{MappingTable, SharedMappings};
 use crate::spec::{EventFlags, Gpa, MapFlags, Pasid};
 
 const RAM: u64 = 0x10_0000;

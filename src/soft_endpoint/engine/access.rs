@@ -178,8 +178,11 @@ impl From<Denied> for Outcome {
             // Its width is in configuration space.
             Denied::NoPasid(_) => Self::PasidDisabled,
             Denied::NoPageRequests => Self::PageRequestsDisabled,
-            Denied::Translation => Self::Translation,
-            Denied::Permission => Self::Permission,
+            // To a device an address that cannot be asked for is one without a translation.
+            Denied::Translation | Denied::Malformed | Denied::Outside | Denied::Contended => {
+                Self::Translation
+            }
+            Denied::Permission | Denied::Privileged => Self::Permission,
             Denied::NoMemory => Self::NoMemory,
         }
     }

@@ -3,6 +3,7 @@
 
 mod misuse;
 mod page_requests;
+mod tables;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, RwLock, mpsc};

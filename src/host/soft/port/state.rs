@@ -9,7 +9,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::host::Requester;
 use crate::host::mapping::IovaRange;
-use crate::host::soft::cache::{Cache, Cached};
+use crate::host::soft::cache::{Cache, Entry};
 use crate::spec::{DomainId, EndpointId};
 
 /// The ports of a host.
@@ -59,10 +59,28 @@ impl Ports {
         }
     }
 
-    /// The same for everything that a requester had.
+    /// When this returns, no access through what a table had for the range before is in flight, nor its walk, and nothing
+    /// of it is kept, pages that only overlap included (X103). It waits for no more than one turn of each port (X105).
+    ///
+    /// Linux invalidates everything for each page that it takes back. So a port that keeps nothing any more counts as not
+    /// used, and the next call passes it by.
+    pub(in crate::host::soft) fn invalidate_table(&self, domain: DomainId, range: IovaRange) {
+        // The guest's change is visible to walks before ports are asked whether they are used.
+        fence(Ordering::SeqCst);
+        for port in self.0.read().ports.iter().filter(|port| port.is_used()) {
+            let mut inner = port.lock();
+            // A large page is in slots of pages that need not be in the range.
+            inner.invalidate_where(|entry| entry.is_of(domain, range));
+            if inner.keeps_nothing() {
+                port.used.store(false, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The same as [`Self::invalidate_range`] for everything that a requester had.
     pub(in crate::host::soft) fn invalidate_requester(&self, requester: Requester) {
         for port in self.of(requester.endpoint) {
-            let matching = |cached: &Cached| cached.pasid == requester.pasid;
+            let matching = |entry: &Entry| entry.pasid == requester.pasid;
             port.lock().invalidate_where(matching);
         }
     }
@@ -91,7 +109,7 @@ pub(in crate::host::soft) struct PortState {
     /// How many callers of [`Self::lock`] want the lock. A mutex is not fair: an agent that never pauses would keep an
     /// UNMAP out.
     waiting: AtomicUsize,
-    /// An access was made since the caches were emptied last; changed with the lock held. A port without has nothing to
+    /// An access was made since the caches were found empty last; changed with the lock held. A port without has nothing to
     /// invalidate, and UNMAP passes it by: see [`PortState::is_used`].
     used: AtomicBool,
 }
@@ -112,9 +130,13 @@ impl Inner {
         }
     }
 
-    fn invalidate_where(&mut self, matching: impl Fn(&Cached) -> bool) {
+    fn invalidate_where(&mut self, matching: impl Fn(&Entry) -> bool) {
         self.atc.invalidate_where(&matching);
         self.iotlb.invalidate_where(&matching);
+    }
+
+    fn keeps_nothing(&self) -> bool {
+        self.atc.is_empty() && self.iotlb.is_empty()
     }
 }
 
@@ -151,6 +173,12 @@ impl PortState {
             fence(Ordering::SeqCst);
         }
         inner
+    }
+
+    /// Whether somebody waits in [`Self::lock`].
+    #[cfg(test)]
+    pub(in crate::host::soft) fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) != 0
     }
 
     /// For everything else: goes before accesses that have not begun.

@@ -6,25 +6,25 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::*;
 use crate::host::soft::{Access, CacheCounters, Denied, Port};
 
-const READ: Access = Access {
+pub(super) const READ: Access = Access {
     pasid: None,
     kinds: EventFlags::READ,
     translated: true,
 };
-const WRITE: Access = Access {
+pub(super) const WRITE: Access = Access {
     pasid: None,
     kinds: EventFlags::WRITE,
     translated: true,
 };
 
-const fn untranslated(access: Access) -> Access {
+pub(super) const fn untranslated(access: Access) -> Access {
     Access {
         translated: false,
         ..access
     }
 }
 
-const fn with_pasid(pasid: u32) -> Access {
+pub(super) const fn with_pasid(pasid: u32) -> Access {
     Access {
         pasid: Some(Pasid(pasid)),
         kinds: EventFlags::READ,
@@ -33,7 +33,7 @@ const fn with_pasid(pasid: u32) -> Access {
 }
 
 /// The first byte at an address.
-fn peek(port: &Port, access: Access, iova: u64) -> Result<u8, Denied> {
+pub(super) fn peek(port: &Port, access: Access, iova: u64) -> Result<u8, Denied> {
     let mut byte = [0xee];
     let moved = port.transfer(access, Iova(iova), &mut Transfer::Read(&mut byte), 0)?;
     assert_eq!(moved, 1);

@@ -2,7 +2,7 @@
 //! Figures of the whole back-end over the software host, each beside something measured in the same run.
 //!
 //! `cargo bench --bench figures [NAME...]` with names of `memory`, `process`, `wake`, `batch`, `engines`, `function`,
-//! `faults`; all of them without. Prints tables in Markdown.
+//! `tables`, `faults`; all of them without. Prints tables in Markdown.
 
 #[path = "../common/bare.rs"]
 mod bare;
@@ -23,6 +23,7 @@ mod faults;
 mod function;
 mod memory;
 mod process;
+mod tables;
 mod wake;
 
 use figure::{Figure, median, print};
@@ -37,13 +38,14 @@ fn main() {
         return memory::child(&part.to_string_lossy());
     }
     type Part = fn() -> Vec<Figure>;
-    let parts: [(&str, Part); 6] = [
+    let parts: [(&str, Part); 7] = [
         ("memory", memory::figures),
         ("process", process::figures),
         ("wake", wake::figures),
         ("batch", batch::figures),
         ("engines", engines::figures),
         ("function", function::figures),
+        ("tables", tables::figures),
     ];
     for (name, figures) in parts {
         if names.is_empty() || names.iter().any(|wanted| wanted == name) {

@@ -257,6 +257,8 @@ mod tests {
     const AVAILABLE: u16 = 0x2000;
     const USED: u16 = 0x3000;
     const BUFFERS: u16 = 0x4000;
+    /// Where the driver's table is.
+    const ROOT: u16 = 0x6000;
     /// The event queue's parts are this much further on.
     const EVENTS: u16 = 0x800;
 
@@ -322,6 +324,56 @@ mod tests {
         }
     }
 
+    /// ATTACH_TABLE to domain 2.
+    fn attach_table(flags: u32, pasid: u32) -> Vec<u8> {
+        let (format, input_bits, granule) = (0x10, 48, 12);
+        let shape = format | input_bits << 16 | granule << 24;
+        let mut request = words(6, &[2, 1, flags, pasid, shape, u32::from(ROOT)]);
+        request.resize(60, 0);
+        request
+    }
+
+    /// INVALIDATE of a page in domain 2.
+    fn invalidate() -> Vec<u8> {
+        words(7, &[2, 0x9000, 0, 0x9fff, 0, 0])
+    }
+
+    /// Page requests through a table of the driver, whose entries change.
+    fn seed_with_a_table(flags: u8, indirect: bool) -> Vec<u8> {
+        let mut seed = Seed::new(flags);
+        seed.event_buffers(6, 32);
+        // The entry of each level; address 0x8000 leads to 0xa000.
+        for (table, entry) in [
+            (ROOT, ROOT + 0x1007),
+            (ROOT + 0x1000, ROOT + 0x2007),
+            (ROOT + 0x2000, ROOT + 0x3007),
+            (ROOT + 0x3040, 0xa007),
+        ] {
+            seed.write(table, &u64::from(entry).to_le_bytes());
+        }
+        let access = [3, 0x81 | 3 << 4];
+        seed.request(0, &attach_table(4 | 2, 3), 4, indirect);
+        seed.request(1, &attach_table(0, 0), 4, indirect);
+        seed.0.push(1);
+        seed.0.extend(access);
+        seed.0.extend(0x8000_u16.to_le_bytes());
+        // One that is missing, until the driver answers.
+        seed.0.extend(access);
+        seed.0.extend(0x9000_u16.to_le_bytes());
+        seed.0.push(2);
+        seed.write(ROOT + 0x3048, &0xb007_u64.to_le_bytes());
+        seed.request(2, &words(8, &[1, 1, 3, 0, 0, 0]), 4, indirect);
+        seed.0.push(1);
+        seed.0.extend(access);
+        seed.0.extend(0x9000_u16.to_le_bytes());
+        seed.write(ROOT + 0x3048, &[0; 8]);
+        seed.request(3, &invalidate(), 4, indirect);
+        seed.request(4, &words(2, &[2, 1, 3, 4]), 4, indirect);
+        seed.request(5, &words(7, &[2, 0, 0, u32::MAX, u32::MAX, 0]), 4, indirect);
+        seed.0.extend([1, 7]);
+        seed.0
+    }
+
     fn words(kind: u8, words: &[u32]) -> Vec<u8> {
         let mut bytes = vec![kind, 0, 0, 0];
         bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
@@ -358,6 +410,10 @@ mod tests {
                 );
                 std::fs::write(seeds().join(name), &seed.0).expect("a seed");
             }
+        }
+        for (flags, name) in [(0, "table-direct"), (1, "table-indirect")] {
+            let seed = seed_with_a_table(flags, flags == 1);
+            std::fs::write(seeds().join(name), seed).expect("a seed");
         }
     }
 }

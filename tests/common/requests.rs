@@ -4,8 +4,9 @@
 use zerocopy::IntoBytes;
 
 use vhost_device_iommu::spec::{
-    Attach, AttachFlags, Detach, DetachFlags, DomainId, EndpointId, Gpa, GroupId, Iova, Map,
-    MapFlags, PageResponse, PageResponseFlags, Pasid, Probe, Unmap,
+    Attach, AttachFlags, AttachTable, Detach, DetachFlags, DomainId, EndpointId, Gpa, GroupId,
+    Invalidate, Iova, Map, MapFlags, PageResponse, PageResponseFlags, Pasid, Probe, TableFormat,
+    Unmap,
 };
 
 pub const READ: u32 = 1;
@@ -22,6 +23,26 @@ pub fn attach(domain: u32, endpoint: u32, flags: u32) -> Vec<u8> {
 pub fn attach_pasid(domain: u32, endpoint: u32, flags: u32, pasid: u32) -> Vec<u8> {
     let flags = AttachFlags::from_bits_retain(flags);
     let request = Attach::new(DomainId(domain), EndpointId(endpoint), flags, Pasid(pasid));
+    request.as_bytes().to_vec()
+}
+
+/// To a table of x86-64 with four levels.
+pub fn attach_table(domain: u32, endpoint: u32, flags: u32, pasid: u32, root: u64) -> Vec<u8> {
+    let request = AttachTable::new(
+        DomainId(domain),
+        EndpointId(endpoint),
+        AttachFlags::from_bits_retain(flags),
+        Pasid(pasid),
+        TableFormat::X86_64,
+        (48, 12),
+        Gpa(root),
+    );
+    request.as_bytes().to_vec()
+}
+
+/// `first` and `last` are inclusive.
+pub fn invalidate(domain: u32, first: u64, last: u64) -> Vec<u8> {
+    let request = Invalidate::new(DomainId(domain), Iova(first), Iova(last));
     request.as_bytes().to_vec()
 }
 

@@ -9,7 +9,7 @@ use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost_device_iommu::transport::DriverLife;
 
 use crate::common::guest::REQUESTS;
-use crate::common::requests::{READ, attach, map};
+use crate::common::requests::{PASID, READ, attach, attach_table, invalidate, map};
 use crate::common::{Guest, GuestOptions, Layout, Server, ServerOptions, ram, wait_until};
 use crate::{INVAL, NOENT, OK};
 
@@ -150,6 +150,49 @@ fn the_end_of_a_driver_is_no_pause() {
     guest.start(bases);
     assert!(!driver_life.machine_runs(next, &server.device));
     assert_eq!(guest.request(&a_map()), OK);
+}
+
+/// Also attached to a table: a PASID in domain 2, and an endpoint in domain 3.
+fn with_tables(server: &Server) -> Guest {
+    let mut guest = mapped(server);
+    assert_eq!(guest.request(&attach_table(2, 8, PASID, 5, 0x1000)), OK);
+    assert_eq!(guest.request(&attach_table(3, 16, 0, 0, 0x1000)), OK);
+    guest
+}
+
+/// Domains with tables that the device has.
+fn tables(server: &Server) -> usize {
+    let domains = server.device.status().domains;
+    let tables = domains.iter().filter(|domain| domain.kind == "table");
+    tables.count()
+}
+
+#[test]
+fn tables_end_with_their_driver_and_mappings_with_the_next__x87() {
+    let (server, driver_life) = told_of_resets();
+    let mut guest = with_tables(&server);
+    // It may be a pause.
+    let bases = guest.stop();
+    assert_eq!(tables(&server), 2);
+    let stop = driver_life.undecided_stop().unwrap();
+    assert!(driver_life.machine_runs(stop, &server.device));
+    assert_eq!(tables(&server), 0);
+    assert_eq!(server.device.status().domains.len(), 1);
+    guest.start(bases);
+    assert_eq!(guest.request(&invalidate(2, 0, 0xfff)), NOENT);
+}
+
+#[test]
+fn a_driver_that_goes_on_finds_its_tables_and_another_none__x87() {
+    let server = Server::start(ServerOptions::default());
+    let mut guest = with_tables(&server);
+    let bases = guest.stop();
+    guest.start(bases);
+    assert_eq!(guest.request(&invalidate(2, 0, 0xfff)), OK);
+    guest.stop();
+    guest.start_anew();
+    assert_eq!(guest.request(&invalidate(2, 0, 0xfff)), NOENT);
+    assert_eq!(tables(&server), 0);
 }
 
 #[test]

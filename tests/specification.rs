@@ -29,12 +29,9 @@ const NOT_PROVEN_YET: &str = "
     X78
     X79
     X80
-    X85
     X92
     X93
     X100
-    X106
-    X107
 ";
 
 /// Who a statement binds.

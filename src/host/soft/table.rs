@@ -18,6 +18,8 @@
 //! `x86_64`, `arm64`: what an entry means.
 
 mod arm64;
+#[cfg(test)]
+mod tests;
 mod x86_64;
 
 use std::ops::BitAnd;

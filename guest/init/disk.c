@@ -4,8 +4,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/swap.h>
 #include <unistd.h>
 
 #include "init.h"
@@ -80,8 +83,33 @@ static void check_disk(struct words words)
 	go_through(words, O_RDONLY, check_chunk);
 }
 
+/* Makes a swap area of a block device, and uses it. */
+static void swap_on(struct words words)
+{
+	static struct {
+		char boot[1024];
+		uint32_t version, last_page, bad_pages;
+		char unused[ALIGNMENT - 1024 - 3 * sizeof(uint32_t) - 10], magic[10];
+	} header = { .version = 1, .magic = "SWAPSPACE2" };
+	char path[PATH_MAX];
+	uint64_t length;
+
+	snprintf(path, sizeof path, "/dev/%s", words.word[0]);
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return fail_errno("%s", path);
+	bool good = !ioctl(fd, BLKGETSIZE64, &length);
+	header.last_page = good ? length / ALIGNMENT - 1 : 0;
+	good = good && pwrite(fd, &header, sizeof header, 0) == sizeof header;
+	close(fd);
+	if (!good || swapon(path, 0))
+		return fail_errno("swap on %s", path);
+	ok("%s", "");
+}
+
 const struct command disk_commands[] = {
 	{ "disk-write", 4, 4, write_disk },
 	{ "disk-verify", 4, 4, check_disk },
+	{ "swap-on", 1, 1, swap_on },
 	{ NULL, 0, 0, NULL },
 };

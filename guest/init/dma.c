@@ -101,6 +101,19 @@ static void open_device(struct words words)
 	ok("%s", device->group < 0 ? "device file" : "group");
 }
 
+bool keep_device(const char *name, const struct device *device)
+{
+	for (int i = 0; i < MOST; i++) {
+		if (devices[i].name[0])
+			continue;
+		snprintf(devices[i].name, sizeof devices[i].name, "%s", name);
+		devices[i].device = *device;
+		return true;
+	}
+	errno = EMFILE;
+	return false;
+}
+
 static void close_device(struct words words)
 {
 	char *name;
@@ -204,8 +217,7 @@ static struct buffer *new_buffer(uint64_t iova, uint64_t length, uint64_t seed)
 		free(buffer);
 		return NULL;
 	}
-	for (uint64_t i = 0; i < length; i++)
-		memory[i] = pattern(seed, i);
+	fill_pattern(memory, length, seed);
 	*buffer = (struct buffer){ NULL, iova, length, memory };
 	return buffer;
 }
@@ -310,6 +322,8 @@ static uint8_t *find_memory(const struct named_space *space, uint64_t iova, uint
 
 uint8_t *memory_at(const char *name, uint64_t iova, uint64_t length)
 {
+	if (!strcmp(name, "process"))
+		return process_memory(iova, length);
 	struct named_space *space = find_space(name);
 	uint8_t *memory = space ? find_memory(space, iova, length) : NULL;
 

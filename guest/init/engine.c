@@ -2,6 +2,8 @@
 /* A driver of user space for the fault engine: its descriptors lie in buffers of address spaces. */
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +29,9 @@ static const char *const outcomes[] = {
 	"ats-disabled", "reset",
 };
 
+/* How long an engine may take to a state. */
+#define STATE_SECONDS 20
+
 #define COUNT(array) (sizeof array / sizeof *array)
 
 /* The eventfds of the engines of the one device that is in use. */
@@ -47,18 +52,17 @@ static const char *outcome_name(uint32_t outcome)
 	return outcome < COUNT(outcomes) ? outcomes[outcome] : "unknown";
 }
 
-static bool set(struct device *device, uint64_t engine, enum engine_register offset, uint32_t value)
+bool engine_set(struct device *device, uint64_t engine, enum engine_register offset, uint32_t value)
 {
 	return region_write(device, ENGINE_BAR, ENGINE_REGISTER(engine, offset), &value, sizeof value);
 }
 
-static bool get(struct device *device, uint64_t engine, enum engine_register offset, uint32_t *value)
+bool engine_get(struct device *device, uint64_t engine, enum engine_register offset, uint32_t *value)
 {
 	return region_read(device, ENGINE_BAR, ENGINE_REGISTER(engine, offset), value, sizeof *value);
 }
 
-/* The device and the engine that the first two words name; answers when there is none. */
-static struct device *engine_named(struct words words, uint64_t *engine)
+struct device *engine_named(struct words words, uint64_t *engine)
 {
 	struct device *device = device_named(words.word[0]);
 
@@ -82,6 +86,9 @@ static void open_engines(struct words words)
 		return fail_errno("registers");
 	if (id != ENGINE_ID)
 		return fail("BAR %d begins with %#x: no fault engine", ENGINE_BAR, id);
+	/* UIO has one interrupt for all engines, and it is there. */
+	if (device->registers)
+		return ok("%s", "");
 	for (int i = 0; user && i < ENGINES; i++)
 		close(vectors[i]);
 	user = device;
@@ -243,33 +250,58 @@ static void start(struct words words)
 			fetch_pasid = pasid;
 		}
 	}
-	bool good = set(device, engine, ENGINE_CONTROL, control) && set(device, engine, ENGINE_VECTOR, engine) &&
-		    set(device, engine, ENGINE_FETCH_PASID, fetch_pasid) && set(device, engine, ENGINE_HEAD, head) &&
-		    set(device, engine, ENGINE_HEAD_HIGH, head >> 32) && set(device, engine, ENGINE_DOORBELL, 1);
+	/* UIO has one interrupt. What the engine has said to a process before this one is of no interest. */
+	uint32_t vector = device->registers ? 0 : engine;
+	bool good = engine_set(device, engine, ENGINE_CONTROL, control) && engine_set(device, engine, ENGINE_VECTOR, vector) &&
+		    engine_set(device, engine, ENGINE_INTERRUPT, UINT32_MAX) &&
+		    engine_set(device, engine, ENGINE_FETCH_PASID, fetch_pasid) && engine_set(device, engine, ENGINE_HEAD, head) &&
+		    engine_set(device, engine, ENGINE_HEAD_HIGH, head >> 32) && engine_set(device, engine, ENGINE_DOORBELL, 1);
 	if (!good)
 		return fail_errno("registers");
 	ok("%s", "");
 }
 
+/* Waits for an interrupt: what came of that, as poll() says it. */
+static int await_interrupt(const struct device *device, int fd, uint64_t seconds)
+{
+	struct pollfd poller = { .fd = fd, .events = POLLIN };
+	int ready = poll(&poller, 1, seconds * 1000);
+	uint64_t count;
+
+	/* UIO counts in 32 bits, an eventfd in 64. */
+	if (ready > 0 && read(fd, &count, device->registers ? sizeof(uint32_t) : sizeof count) < 0)
+		return -1;
+	return ready;
+}
+
 /* Waits for the interrupt of an engine: what came of its chain. */
 static void wait_for_end(struct words words)
 {
-	uint64_t engine, seconds, count;
+	uint64_t engine, seconds;
 	struct device *device = engine_named(words, &engine);
-	uint32_t status, causes;
+	uint32_t status, causes = 0;
 
 	if (!device || !number(words.word[2], &seconds))
 		return;
-	if (device != user)
+	bool is_shared = device->registers;
+	if (!is_shared && device != user)
 		return fail("%s has no interrupts: see \"engines\"", words.word[0]);
-	struct pollfd poller = { .fd = vectors[engine], .events = POLLIN };
-	int ready = poll(&poller, 1, seconds * 1000);
-	if (ready < 0 || (ready && read(vectors[engine], &count, sizeof count) < 0))
-		return fail_errno("interrupt");
-	if (!ready)
-		return fail("no interrupt within %llu s", (unsigned long long)seconds);
-	if (!get(device, engine, ENGINE_STATUS, &status) || !get(device, engine, ENGINE_INTERRUPT, &causes) ||
-	    !set(device, engine, ENGINE_INTERRUPT, causes))
+	/* Where engines share an interrupt, this one's may have come with that of another. */
+	if (is_shared && !engine_get(device, engine, ENGINE_INTERRUPT, &causes))
+		return fail_errno("registers");
+	while (!causes) {
+		int ready = await_interrupt(device, is_shared ? device->fd : vectors[engine], seconds);
+		if (ready < 0)
+			return fail_errno("interrupt");
+		if (!ready)
+			return fail("no interrupt within %llu s", (unsigned long long)seconds);
+		if (!engine_get(device, engine, ENGINE_INTERRUPT, &causes))
+			return fail_errno("registers");
+		if (!is_shared)
+			break;
+	}
+	if (!engine_get(device, engine, ENGINE_STATUS, &status) ||
+	    !engine_set(device, engine, ENGINE_INTERRUPT, causes))
 		return fail_errno("registers");
 	ok("outcome=%s state=%u causes=%#x", outcome_name(status >> 8), status & 0xff, causes);
 }
@@ -281,9 +313,38 @@ static void reset_engine(struct words words)
 
 	if (!device)
 		return;
-	if (!set(device, engine, ENGINE_CONTROL, ENGINE_CONTROL_RESET))
+	if (!engine_set(device, engine, ENGINE_CONTROL, ENGINE_CONTROL_RESET))
 		return fail_errno("registers");
 	ok("%s", "");
+}
+
+/* Starts engines with the registers that they have, and ends this process when the last of them is in a state. Until then
+ * nothing else runs on this processor: what that state waits for does not happen. */
+static void kill_when(struct words words)
+{
+	struct sched_param first = { .sched_priority = 1 }, usual = { 0 };
+	struct device *device = device_named(words.word[0]);
+	uint64_t wanted, engine = 0, end = now_ns() + STATE_SECONDS * UINT64_C(1000000000);
+	uint32_t status = 0;
+
+	if (!device || !number(words.word[1], &wanted))
+		return;
+	if (sched_setscheduler(0, SCHED_FIFO, &first))
+		return fail_errno("sched_setscheduler");
+	for (int i = 2; i < words.count; i++) {
+		struct words next = { 2, (char *[]){ words.word[0], words.word[i] } };
+		if (!engine_named(next, &engine) || !engine_set(device, engine, ENGINE_DOORBELL, 1))
+			break;
+	}
+	do {
+		if (!engine_get(device, engine, ENGINE_STATUS, &status))
+			break;
+	} while (ENGINE_STATE(status) != wanted && now_ns() < end);
+	if (ENGINE_STATE(status) == wanted)
+		kill(getpid(), SIGKILL);
+	sched_setscheduler(0, SCHED_OTHER, &usual);
+	fail("engine %llu is in state %u, not %llu", (unsigned long long)engine, ENGINE_STATE(status),
+	     (unsigned long long)wanted);
 }
 
 static void register_word(struct words words)
@@ -317,6 +378,7 @@ const struct command engine_commands[] = {
 	{ "start", 3, 5, start },
 	{ "wait", 3, 3, wait_for_end },
 	{ "engine-reset", 2, 2, reset_engine },
+	{ "kill-when", 3, 10, kill_when },
 	{ "register", 2, 3, register_word },
 	{ NULL, 0, 0, NULL },
 };

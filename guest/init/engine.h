@@ -3,6 +3,7 @@
 #ifndef ENGINE_H
 #define ENGINE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define ENGINE_BAR 2
@@ -19,7 +20,12 @@ enum engine_register {
 	ENGINE_HEAD_HIGH = 0x14,
 	ENGINE_FETCH_PASID = 0x18,
 	ENGINE_INTERRUPT = 0x20,
+	ENGINE_COMPLETED = 0x24,
 };
+
+/* States, in the lowest byte of ENGINE_STATUS. */
+#define ENGINE_STATE(status) ((status) & 0xff)
+#define ENGINE_IDLE 0
 
 #define ENGINE_CONTROL_RESET 1
 #define ENGINE_CONTROL_INTERRUPT 2
@@ -43,6 +49,15 @@ struct piece {
 	uint64_t address;
 	uint32_t length, reserved;
 };
+
+struct device;
+struct words;
+
+/* A register of an engine: false and errno on failure. */
+bool engine_get(struct device *device, uint64_t engine, enum engine_register offset, uint32_t *value);
+bool engine_set(struct device *device, uint64_t engine, enum engine_register offset, uint32_t value);
+/* The device and the engine that the first two words name; answers and returns NULL when there is none. */
+struct device *engine_named(struct words words, uint64_t *engine);
 
 _Static_assert(sizeof(struct descriptor) == 64, "descriptor");
 _Static_assert(sizeof(struct piece) == 16, "piece of a scatter list");

@@ -27,6 +27,9 @@ extern const struct command vfio_commands[];
 extern const struct command fault_commands[];
 extern const struct command paging_commands[];
 extern const struct command engine_commands[];
+extern const struct command uio_commands[];
+extern const struct command memory_commands[];
+extern const struct command churn_commands[];
 extern const struct command endpoint_test_commands[];
 extern const struct command edu_commands[];
 extern const struct command disk_commands[];
@@ -38,6 +41,8 @@ extern const struct command system_commands[];
 bool run_words(struct words words);
 /* Waits until the answers have left: what ends the machine's life would swallow them. */
 void drain_line(void);
+/* From here on commands are read from that descriptor, and answered there. */
+void take_line(int fd);
 /* Closes all files but the first three, the command line too: answers go nowhere from here on. */
 void drop_line(void);
 
@@ -58,15 +63,22 @@ const char *join(struct words words, int first);
 struct device *device_named(const char *name);
 struct table *table_named(const char *name);
 struct space *space_named(const char *name);
-/* The memory behind [iova, iova + length), which must lie in one buffer of the address space. */
+/* Takes an open device in under a name; false and errno when there is no place. */
+bool keep_device(const char *name, const struct device *device);
+/* The memory behind [iova, iova + length), which must lie in one buffer of the address space. "process" is the address
+ * space of this process. */
 uint8_t *memory_at(const char *space, uint64_t iova, uint64_t length);
 /* The PCI address of the open device with that number in iommufd. */
 const char *device_address(uint32_t id);
 /* Maps a part of a buffer in an address space, for reading and writing; false and errno, EFAULT without a buffer. */
 bool map_from_buffer(const char *space, uint64_t iova, uint64_t length);
 
+/* The memory of this process at an address, all of it mapped; answers and returns NULL when it is not. */
+uint8_t *process_memory(uint64_t address, uint64_t length);
+
 /* Byte `i` of the pattern of `seed`. */
 uint8_t pattern(uint64_t seed, uint64_t i);
+void fill_pattern(uint8_t *memory, uint64_t length, uint64_t seed);
 
 /* CLOCK_MONOTONIC, in nanoseconds. */
 uint64_t now_ns(void);

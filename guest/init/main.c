@@ -117,8 +117,8 @@ static bool run_from(const struct command *commands, const char *name, struct wo
 bool run_words(struct words words)
 {
 	static const struct command *const tables[] = {
-		file_commands, pci_commands, vfio_commands, fault_commands, paging_commands, engine_commands,
-		endpoint_test_commands, edu_commands, disk_commands, log_commands, process_commands, system_commands,
+		file_commands, pci_commands, vfio_commands, fault_commands, paging_commands, engine_commands, uio_commands,
+		memory_commands, churn_commands, endpoint_test_commands, edu_commands, disk_commands, log_commands, process_commands, system_commands,
 	};
 
 	for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
@@ -131,6 +131,12 @@ bool run_words(struct words words)
 void drain_line(void)
 {
 	tcdrain(fileno(out));
+}
+
+void take_line(int fd)
+{
+	in = fdopen(fd, "r");
+	out = fdopen(dup(fd), "w");
 }
 
 void drop_line(void)
@@ -184,15 +190,30 @@ static bool open_line(void)
 	settings.c_cflag |= CLOCAL;
 	if (tcsetattr(fd, TCSANOW, &settings))
 		return false;
-	in = fdopen(fd, "r");
-	out = fdopen(dup(fd), "w");
+	take_line(fd);
 	return in && out;
 }
 
-int main(void)
+/* Carries commands out until the line ends, and with it the machine, or this process. */
+static void serve(void)
 {
 	static char text[LONGEST_LINE];
 
+	while (fgets(text, sizeof text, in))
+		run(text);
+	if (getpid() != 1)
+		_exit(1);
+	reboot(RB_POWER_OFF);
+}
+
+int main(int count, char **arguments)
+{
+	/* What "exec" starts has the line of the program before it. */
+	if (getpid() != 1 && count == 2) {
+		take_line(atoi(arguments[1]));
+		ok("%s", "");
+		serve();
+	}
 	mount_all();
 	/* The kernel opened /dev/console for us only if the initramfs has the node. */
 	int console = open("/dev/console", O_RDWR);
@@ -206,8 +227,6 @@ int main(void)
 	}
 	fputs("= ready\n", out);
 	fflush(out);
-	while (fgets(text, sizeof text, in))
-		run(text);
-	reboot(RB_POWER_OFF);
+	serve();
 	return 1;
 }

@@ -1,15 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-/* Processes: one that carries out the commands and can be killed, and one for a command that blocks. */
+/* Processes: one that carries out the commands and can be killed, copies of it, and one for a command that blocks. */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "init.h"
 
-static bool in_child;
+#define INIT 1
+#define MOST_COPIES 4
+
+/* Processes beside this one, each with a line of its own for commands. */
+static struct copy {
+	char name[32];
+	pid_t process;
+	FILE *line;
+} copies[MOST_COPIES];
+/* Of a process that is such a copy: where its commands come from. */
+static int line_descriptor = -1;
+
 /* The process of run_in_background(), or 0. */
 static pid_t in_background;
 
@@ -28,15 +42,13 @@ static int status_of(pid_t process)
 static void child(struct words words)
 {
 	(void)words;
-	if (in_child)
+	if (getpid() != INIT)
 		return fail("this is a child");
 	pid_t process = fork();
 	if (process < 0)
 		return fail_errno("fork");
-	if (!process) {
-		in_child = true;
+	if (!process)
 		return ok("%s", "");
-	}
 	int status = status_of(process);
 	if (status < 0)
 		return fail_errno("waitpid");
@@ -48,10 +60,108 @@ static void child(struct words words)
 static void kill_child(struct words words)
 {
 	(void)words;
-	if (!in_child)
+	if (getpid() == INIT)
 		return fail("this is init");
 	/* Its parent answers. */
 	kill(getpid(), SIGKILL);
+}
+
+static struct copy *find_copy(const char *name)
+{
+	for (int i = 0; i < MOST_COPIES; i++)
+		if (!strcmp(copies[i].name, name))
+			return &copies[i];
+	fail("no process \"%s\"", name);
+	return NULL;
+}
+
+static void forget_copy(struct copy *copy)
+{
+	if (copy->line)
+		fclose(copy->line);
+	*copy = (struct copy){ .line = NULL };
+}
+
+/* A copy of this process, which has what it has open, and waits for commands. */
+static void make_copy(struct words words)
+{
+	struct copy *copy = find_copy("");
+	int ends[2];
+
+	if (!copy)
+		return;
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends))
+		return fail_errno("socketpair");
+	pid_t process = fork();
+	if (!process) {
+		close(ends[0]);
+		for (int i = 0; i < MOST_COPIES; i++)
+			forget_copy(&copies[i]);
+		/* The other process answers. */
+		line_descriptor = ends[1];
+		return take_line(ends[1]);
+	}
+	close(ends[1]);
+	FILE *line = process < 0 ? NULL : fdopen(ends[0], "r");
+	if (!line) {
+		close(ends[0]);
+		return fail_errno("fork");
+	}
+	fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+	copy->process = process;
+	copy->line = line;
+	snprintf(copy->name, sizeof copy->name, "%s", words.word[0]);
+	ok("%s", "");
+}
+
+/* A copy has ended. */
+static void say_end(struct copy *copy)
+{
+	int status = status_of(copy->process);
+
+	forget_copy(copy);
+	if (status >= 0 && WIFSIGNALED(status))
+		return ok("signal %d", WTERMSIG(status));
+	fail("it ended with status %#x", status);
+}
+
+/* Has a copy carry out a command, and answers as it does. */
+static void run_in_copy(struct words words)
+{
+	struct copy *copy = find_copy(words.word[0]);
+	char *text = NULL;
+	size_t size = 0;
+	bool is_answered = false;
+
+	if (!copy)
+		return;
+	dprintf(fileno(copy->line), "%s\n", join(words, 1));
+	while (!is_answered && getline(&text, &size, copy->line) > 0) {
+		text[strcspn(text, "\n")] = 0;
+		is_answered = text[0] == '=';
+		if (!strncmp(text, "| ", 2))
+			data("%s", text + 2);
+		else if (!strncmp(text, "= ok ", 5))
+			ok("%s", text + 5);
+		else if (!strncmp(text, "= error ", 8))
+			fail("%s", text + 8);
+	}
+	free(text);
+	if (!is_answered)
+		say_end(copy);
+}
+
+/* This program once more, in this process: nothing is left but what is open. */
+static void exec_again(struct words words)
+{
+	char line[16];
+
+	(void)words;
+	if (line_descriptor < 0)
+		return fail("only in a process of \"fork\"");
+	snprintf(line, sizeof line, "%d", line_descriptor);
+	execl("/proc/self/exe", "init", line, NULL);
+	fail_errno("exec");
 }
 
 /* Runs a command in a process that has nothing open, so that it may wait for this one to close something. */
@@ -101,6 +211,9 @@ static void alone(struct words words)
 const struct command process_commands[] = {
 	{ "child", 0, 0, child },
 	{ "kill", 0, 0, kill_child },
+	{ "fork", 1, 1, make_copy },
+	{ "in", 2, -1, run_in_copy },
+	{ "exec", 0, 0, exec_again },
 	{ "background", 1, -1, run_in_background },
 	{ "background-wait", 0, 0, wait_for_it },
 	{ "alone", 0, 0, alone },

@@ -5,6 +5,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "engine.h"
 #include "region.h"
 #include "uapi.h"
 #include "vfio.h"
@@ -27,6 +28,16 @@ static bool find_region(struct device *device, uint32_t index, uint64_t offset, 
 	return true;
 }
 
+/* The word of a device whose registers are mapped; NULL and errno when there is no such word. */
+static volatile uint32_t *find_word(struct device *device, uint32_t index, uint64_t offset, size_t length)
+{
+	if (index != ENGINE_BAR || length != sizeof(uint32_t) || offset % length || offset > REGISTERS_LENGTH - length) {
+		errno = ERANGE;
+		return NULL;
+	}
+	return (volatile uint32_t *)(device->registers + offset);
+}
+
 static bool whole(ssize_t moved, size_t length)
 {
 	return moved == (ssize_t)length || (moved >= 0 && fail_with(EIO));
@@ -36,6 +47,12 @@ bool region_read(struct device *device, uint32_t index, uint64_t offset, void *d
 {
 	off_t at;
 
+	if (device->registers) {
+		volatile uint32_t *word = find_word(device, index, offset, length);
+		if (word)
+			*(uint32_t *)data = *word;
+		return word;
+	}
 	return find_region(device, index, offset, length, &at) && whole(pread(device->fd, data, length, at), length);
 }
 
@@ -43,6 +60,12 @@ bool region_write(struct device *device, uint32_t index, uint64_t offset, const 
 {
 	off_t at;
 
+	if (device->registers) {
+		volatile uint32_t *word = find_word(device, index, offset, length);
+		if (word)
+			*word = *(const uint32_t *)data;
+		return word;
+	}
 	return find_region(device, index, offset, length, &at) && whole(pwrite(device->fd, data, length, at), length);
 }
 

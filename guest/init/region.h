@@ -9,9 +9,12 @@
 
 #define MOST_VECTORS 32
 
+/* Of a device that works on this process's memory: as much of its BAR as is mapped. */
+#define REGISTERS_LENGTH 4096
+
 struct device;
 
-/* Index 0 to 5 are the BARs. */
+/* Index 0 to 5 are the BARs. Of a device that works on this process's memory it is one, a word at a time. */
 bool region_read(struct device *device, uint32_t index, uint64_t offset, void *data, size_t length);
 bool region_write(struct device *device, uint32_t index, uint64_t offset, const void *data, size_t length);
 /* Turns its memory BARs on, and bus mastering on or off. */

@@ -6,9 +6,11 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "init.h"
+#include "region.h"
 #include "uapi.h"
 #include "vfio.h"
 
@@ -95,6 +97,9 @@ void device_close(struct device *device)
 		close(device->fd);
 	if (device->group >= 0)
 		close(device->group);
+	if (device->registers)
+		munmap((void *)device->registers, REGISTERS_LENGTH);
+	device->registers = NULL;
 	device->fd = device->group = -1;
 }
 

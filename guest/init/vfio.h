@@ -20,6 +20,7 @@ struct device {
 	int group;	/* -1 with a device file */
 	uint32_t id;	/* in iommufd */
 	char address[32];
+	volatile uint8_t *registers;	/* of a device that works on this process's memory (uio.c); NULL with VFIO */
 };
 
 /* An address space: an IOAS or a container. */

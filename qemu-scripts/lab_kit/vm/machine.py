@@ -39,7 +39,7 @@ NEXT_INITRAMFS = "next-initramfs"
 CHIPSET = ("00:1f.0 0x40", "00:1f.0 0x44", "00:1f.0 0xf0", "00:00.0 0x60")
 
 # What may be a module; kernels have some of it built in, or not at all.
-MODULES = ["virtio_iommu", "vfio_pci", "vfio_iommu_type1", "lkdtm", "pci_endpoint_test", "nvme"]
+MODULES = ["virtio_iommu", "vfio_pci", "vfio_iommu_type1", "lkdtm", "pci_endpoint_test", "nvme", "uio_pci_generic_sva", "brd"]
 
 
 @dataclass

@@ -28,7 +28,7 @@ LOG_LINES = 200
 KINDS = ("debug", "arm")
 # Processor seconds that the start of a guest takes with these kernels, and what a test takes besides: for classes that were
 # never measured.
-GUESSES = {"debug": 8.0, "arm": 5.0, "lab": 3.0}
+GUESSES = {"debug": 8.0, "arm": 5.0, "turns": 3.0, "lab": 3.0}
 NESTED_GUESS = 60.0
 TEST_GUESS = 0.5
 
@@ -47,11 +47,15 @@ class TestClass:
     # What its guests boot: a name of `vm.lab`.
     kernel: str = ""
     weight: float = 0.0
+    # Not in every run, although it is on the lab kernel.
+    by_turns: bool = False
 
     @property
     def kind(self) -> str:
-        """The kernels that its guests boot: `debug`, `arm`, or `lab`."""
-        return next((kind for kind in KINDS if self.kernel.startswith(kind)), "lab")
+        """The kernels that its guests boot: `debug`, `arm`, or `lab`; that one is `turns` for a class that is not in every
+        run."""
+        usual = "turns" if self.by_turns else "lab"
+        return next((kind for kind in KINDS if self.kernel.startswith(kind)), usual)
 
 
 def weights() -> dict[str, float]:
@@ -88,7 +92,7 @@ def find(suite: str, directory: pathlib.Path, environment: dict[str, str]) -> li
             noise.append(record["error"])
         elif "cls" in record:
             tests, modules = tuple(record["tests"]), frozenset(record["modules"])
-            cls = TestClass(suite, record["cls"], tests, modules, record["kernel"])
+            cls = TestClass(suite, record["cls"], tests, modules, record["kernel"], by_turns=record["turns"])
             start = NESTED_GUESS if suite == "nested" else GUESSES[cls.kind]
             guess = start * (1 if record["shares"] else len(cls.tests)) + TEST_GUESS * len(cls.tests)
             found.append(replace(cls, weight=known.get(f"{suite}::{cls.name}", guess)))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""What of the tests on the debug kernel and on Arm is in a default run.
+"""What of the tests on the debug kernel and on Arm is in a default run, and of those on the lab kernel that are not always.
 
-They are tests of the lab kernel again, and most of their time. A run takes a third of each kind: the first when classes are
+Most are tests of the lab kernel again, and most of their time. A run takes a third of each kind: the first when classes are
 ordered by a hash of the commit and their name, so commit by commit every class has its turn. It takes a class always if it
 is in `ALWAYS`, and if what it tests has changed: `BROAD` and `Change`.
 """
@@ -18,7 +18,7 @@ from .classes import TestClass
 SHARE = 3
 
 # The kinds of tests that rotate.
-ROTATING = ("debug", "arm")
+ROTATING = ("debug", "arm", "turns")
 
 # Modules of tests whose classes are in every run on the debug kernel, with all that derives from them: what they exercise in
 # the guest's driver (page requests, their ends, functions that come and go, the driver's life) is where races and uses after
@@ -29,6 +29,7 @@ ALWAYS = {
         "test_qmp", "test_lifecycle", "test_allocations",
     },
     "arm": set(),
+    "turns": set(),
 }
 
 # What all tests of a kind test: if one of these has changed, all of them run.
@@ -36,6 +37,7 @@ COMMON = ("guest/linux/", "guest/init/", "src/device/", "src/transport/", "src/s
 BROAD = {
     "debug": (*COMMON, "guest/kernel/lab", "guest/kernel/debug"),
     "arm": (*COMMON, "guest/kernel/arm64", "qemu-scripts/lab_kit/vm/arm.py"),
+    "turns": (*COMMON, "guest/kernel/lab", "src/host/soft/", "src/soft_endpoint/engine/"),
 }
 
 # What the tests under miri test.
@@ -150,8 +152,8 @@ def _all_of(kind: str, change: Change) -> str:
 
 
 def _touched(cls: TestClass, change: Change) -> bool:
-    """Whether a module of the class's tests has changed; the one that lists the classes of a kind is in all of them."""
-    own = cls.modules - {cls.name.partition(".")[0]}
+    """Whether a module of the class's tests has changed. The one that lists the classes of a kernel is in all of them."""
+    own = cls.modules if cls.kind == "turns" else cls.modules - {cls.name.partition(".")[0]}
     return any(f"tests/functional/{module}.py" in (change.files or ()) for module in own)
 
 

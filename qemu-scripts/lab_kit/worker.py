@@ -122,6 +122,7 @@ def show(directory: str) -> None:
             modules=sorted(modules),
             kernel=getattr(getattr(cls, "kernel", None), "__name__", ""),
             shares=getattr(cls, "shares_machines", False),
+            turns=getattr(cls, "by_turns", False),
         )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from bases.engine import FUNCTION, EngineTest
 from bases.engine import IOVA as ENGINE_IOVA
 from bases.paging import FIRST, IOVA, PAGE, Call, PagingTest
+from bases.process import SOURCE, TARGET, ProcessTest
 from bases.testcase import UNKNOWN_TO_GUEST, FunctionalTest
 from lab_kit.vm import lab
 from lab_kit.vm.control import endpoint_id
@@ -164,6 +165,24 @@ class PatchedDriverPasidTest(EngineTest):
             guest.run(f"attach-pasid one {UNWRITTEN_PASID} {UNWRITTEN_PASID}")
         self.assertEqual([entry["pasid"] for entry in control.endpoint(FUNCTION)["pasids"]], [5])
         self.assertEqual(control.counters()["requests_unwritten"], 1)
+
+
+class PatchedDriverTableTest(ProcessTest):
+    """Tables of processes: the driver of guest/linux/ finds its format among those that nobody knows."""
+
+    by_turns = True
+    backend = staticmethod(lab.odd_backend)
+
+    def test_a_table_is_attached_in_the_format_that_the_driver_knows__x74(self):
+        process, control = self.start_process()
+        process.memory(SOURCE, 4 * PAGE, seed=3)
+        process.memory(TARGET, 4 * PAGE)
+        self.assertEqual(process.copied(SOURCE, TARGET, 4 * PAGE), 4)
+        process.verify(TARGET, 4 * PAGE, 3)
+        process.drop(TARGET, 4 * PAGE)
+        self.assertEqual(process.copy(SOURCE, TARGET, PAGE)["status"], "invalid-request")
+        self.assertEqual(control.counters()["requests_failed"], 0)
+        self.assert_answered(control)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 import contextlib
 import io
+import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,15 @@ from collections.abc import Iterator
 SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "qemu-scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from lab_kit import classes  # noqa: E402
+from lab_kit.suites import FUNCTIONAL  # noqa: E402
 from lab_kit.tally import Tally  # noqa: E402
+
+
+def functional_classes() -> list[classes.TestClass]:
+    """The classes of the functional tests that there are."""
+    environment = {**os.environ, "PYTHONPATH": f"{SCRIPTS}:{FUNCTIONAL}", "PYTHONDONTWRITEBYTECODE": "1"}
+    return classes.find("guest", FUNCTIONAL, environment)
 
 
 @contextlib.contextmanager

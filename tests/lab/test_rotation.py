@@ -2,12 +2,11 @@
 """What a default run leaves out has its turn, and is never left out when its code has changed."""
 
 import hashlib
-import os
 import pathlib
 import unittest
 
-from kit import SCRIPTS
-from lab_kit import classes, rotation
+from kit import functional_classes
+from lab_kit import rotation
 from lab_kit.classes import TestClass
 from lab_kit.rotation import Change
 from lab_kit.suites import FUNCTIONAL
@@ -26,8 +25,7 @@ class RotationTest(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        environment = {**os.environ, "PYTHONPATH": f"{SCRIPTS}:{FUNCTIONAL}", "PYTHONDONTWRITEBYTECODE": "1"}
-        cls.classes = classes.find("guest", FUNCTIONAL, environment)
+        cls.classes = functional_classes()
 
     def of_kind(self, kind: str) -> set[TestClass]:
         return {cls for cls in self.classes if cls.kind == kind}

@@ -6,7 +6,7 @@ import re
 
 HEAD, TAIL = 4, 4
 # Types of requests.
-ATTACH, DETACH, MAP, UNMAP, PROBE = range(1, 6)
+ATTACH, DETACH, MAP, UNMAP, PROBE, ATTACH_TABLE, INVALIDATE = range(1, 8)
 # Flags of ATTACH, and those of MAP.
 BYPASS = 1
 READ, WRITE, MMIO = 1, 2, 4

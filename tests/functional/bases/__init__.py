@@ -2,7 +2,8 @@
 """The base classes of the functional tests, which stand on the lab.
 
 `testcase` starts back-ends and machines, and checks what they leave behind; `paging` takes page requests in the guest;
-`engine` adds a software function. Importing this package makes `lab_kit` importable, so tests import it first.
+`engine` adds a software function, and `process` has one work on the memory of a process. Importing this package makes
+`lab_kit` importable, so tests import it first.
 """
 
 import pathlib

@@ -40,6 +40,10 @@ class FunctionalTest(unittest.TestCase):
     backend = staticmethod(lab.backend)
     # Whether a test takes over the machine of the one before, where both want the same (see `sharing`).
     shares_machines = False
+    # Whether a default run has the class only when it is its turn (`lab_kit.rotation`).
+    by_turns = False
+    # Whether the tests wait for lines of the guest's kernel on faults, of which it prints so many only.
+    waits_for_faults = True
 
     _pool: Pool
 
@@ -137,7 +141,7 @@ class FunctionalTest(unittest.TestCase):
         if not self._shared:
             return
         if self._is_as_before and not self._has_failed():
-            self._pool.put(None if self._shared.is_worn else self._options, self._shared)
+            self._pool.put(None if self.waits_for_faults and self._shared.is_worn else self._options, self._shared)
         else:
             self._shared.close()
 

@@ -99,15 +99,22 @@ def patched_kernel() -> None:
 
 @contextlib.contextmanager
 def running(
-    directory: pathlib.Path, image: lab.Kernel, endpoints: list[str], *options: str
+    directory: pathlib.Path,
+    image: lab.Kernel,
+    endpoints: list[str],
+    *options: str,
+    functions: dict[str, pathlib.Path] | None = None,
 ) -> Iterator[tuple[Backend, Machine]]:
-    """A back-end with endpoints, and a guest behind it that starts."""
+    """A back-end with endpoints, and a guest behind it that starts. `functions`: software functions, and their sockets."""
     directory.mkdir()
-    backend = Backend(lab.backend(), directory, endpoints, list(options))
+    functions = functions or {}
+    all_endpoints = [*endpoints, *(f"{function},soft={path}" for function, path in functions.items())]
+    backend = Backend(lab.backend(), directory, all_endpoints, list(options))
     try:
         viot = directory / "viot.bin"
-        write_viot(lab.backend(), viot, IOMMU, endpoints)
-        machine = Machine(MachineConfig(kernel=image, vhost_socket=backend.socket, viot=viot), directory)
+        write_viot(lab.backend(), viot, IOMMU, [*endpoints, *functions])
+        config = MachineConfig(kernel=image, vhost_socket=backend.socket, viot=viot, functions=functions)
+        machine = Machine(config, directory)
         try:
             yield backend, machine
             if found := trouble.lines(machine.console.text):

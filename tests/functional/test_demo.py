@@ -58,7 +58,7 @@ class Terminal:
 
 
 class DemoTest(FunctionalTest):
-    """The demo's third part, and its shell."""
+    """The demo's third and fourth part, and its shell."""
 
     kernel = staticmethod(lab.patched_kernel)
 
@@ -75,6 +75,20 @@ class DemoTest(FunctionalTest):
         bars = [box for box in drawing.iter("{http://www.w3.org/2000/svg}rect") if box.get("height") == "40"]
         # Three parts each: to the guest, in it, back.
         self.assertEqual(len(bars), 3 * len(lines))
+
+    def test_fourth_part_walks_a_list_in_the_memory_of_a_program_and_draws_it(self):
+        picture = self.directory / "picture.svg"
+        command = [sys.executable, str(DEMO), "--fourth", "--memory-picture", str(picture)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        lines = re.findall(r" 0x[0-9a-f]+: copied .*", result.stdout)
+        self.assertEqual(len(lines), 6, result.stdout)
+        # Half of the list and of the words were in swap, and nobody had touched the two pages of the result.
+        self.assertEqual(sum(line.count("was in swap") for line in lines), 6, result.stdout)
+        self.assertEqual(sum(line.count("never touched") for line in lines), 2, result.stdout)
+        drawing = xml.etree.ElementTree.parse(picture).getroot()
+        pages = [box for box in drawing.iter("{http://www.w3.org/2000/svg}rect") if box.get("height") == "46"]
+        self.assertEqual(len(pages), 14)
 
     def shell(self, *options: str) -> Terminal:
         terminal = Terminal([sys.executable, str(DEMO), "--shell", *options])

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use common::program::wait_for_start;
 use common::{PATIENCE, wait_until};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::{Value, json};
@@ -44,6 +45,7 @@ impl Daemon {
             UnixStream::connect(daemon.path("control")).is_ok()
         });
         daemon.call(&json!({"execute": "status"}));
+        wait_for_start(daemon.child.id());
         daemon
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The program as a process.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Guest, GuestOptions, PATIENCE};
+use super::{Guest, GuestOptions, PATIENCE, wait_until};
 
 /// The program: the one that LAB_TEST_BACKEND names, or the one that cargo has built for the test. Cargo leaves programs with
 /// different features in one place, so what it has built for one test can be replaced for another.
@@ -48,6 +49,18 @@ pub fn program_on(fd: impl Into<OwnedFd>, options: &str) -> Child {
         .expect("the program starts")
 }
 
+/// Waits until the program has its last thread, which is started when it listens already: a limit that a test sets must not
+/// meet the start.
+pub fn wait_for_start(process: u32) {
+    wait_until("the end of the start", || {
+        let threads = fs::read_dir(format!("/proc/{process}/task"));
+        threads.into_iter().flatten().flatten().any(|thread| {
+            let name = fs::read_to_string(thread.path().join("comm"));
+            name.is_ok_and(|name| name.trim_end() == "fault worker")
+        })
+    });
+}
+
 /// The program, running in a directory of its own.
 pub struct Program {
     child: Child,
@@ -57,7 +70,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts it in a new directory, and waits until it says that it listens.
+    /// Starts it in a new directory, and waits until it has started.
     pub fn start(options: &[&str]) -> Self {
         Self::start_in(tempfile::tempdir().expect("a directory"), options)
     }
@@ -82,6 +95,7 @@ impl Program {
             directory,
         };
         program.wait_for_line(&["listening on"]);
+        wait_for_start(program.id());
         program
     }
 

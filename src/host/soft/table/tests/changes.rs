@@ -89,10 +89,11 @@ fn turn(number: u64) -> u64 {
 fn flags_are_set_in_no_entry_that_another_thread_has_changed__x85() {
     let guest = Guest::x86_64(48);
     let at = Gpa(guest.chain(0, &[OPEN, OPEN, OPEN, turn(0)])[3]);
-    let rounds = if cfg!(miri) { 60 } else { 20_000 };
+    let rounds = if cfg!(miri) { 60 } else { 50_000 };
+    let flips = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let flips = scope.spawn(|| {
+        let flipper = scope.spawn(|| {
             let mut number = 0;
             while !stop.load(Ordering::Relaxed) {
                 let next = turn(number + 1).to_le();
@@ -111,16 +112,18 @@ fn flags_are_set_in_no_entry_that_another_thread_has_changed__x85() {
                     "{old:#x} after {before:#x}"
                 );
                 number += 1;
+                flips.store(number, Ordering::Relaxed);
+                // About as long as a walk takes, so that a change comes at any place in it.
+                for _ in 0..number % 50 {
+                    std::hint::spin_loop();
+                }
             }
         });
-        for _ in 0..rounds {
-            let found = walk_with(
-                &guest.table,
-                &guest.memory,
-                Iova(0),
-                WRITE,
-                thread::yield_now,
-            );
+        let mut walks = 0;
+        // The other thread may begin late: both have so many turns.
+        while walks < rounds || flips.load(Ordering::Relaxed) < rounds {
+            walks += 1;
+            let found = guest.walk(0, WRITE);
             let found = found.map(|page| (page.mapping.gpa.0, page.mapping.flags));
             let all = MapFlags::READ | MapFlags::WRITE;
             let is_expected = match found {
@@ -134,7 +137,8 @@ fn flags_are_set_in_no_entry_that_another_thread_has_changed__x85() {
                 stop.store(true, Ordering::Relaxed);
                 panic!("{found:x?}");
             }
-            if flips.is_finished() {
+            // It has found something.
+            if flipper.is_finished() {
                 break;
             }
         }

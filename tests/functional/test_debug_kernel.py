@@ -21,6 +21,8 @@ import test_pci_endpoint
 import test_probe
 import test_qmp
 import test_suspend
+import test_sva
+import test_sva_ends
 
 from bases.testcase import FunctionalTest
 from lab_kit.vm import lab
@@ -157,6 +159,20 @@ class NextKernelTest(DebugKernel, test_next_kernel.NextKernelTest):
 class PasidTest(DebugKernel, test_pasids.PasidTest):
     """`test_pasids` on the patched debug kernel."""
 
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+
+class SharedMemoryTest(DebugKernel, test_sva.SharedMemoryTest):
+    """`test_sva` on the patched debug kernel."""
+
+    levels = 4
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+
+class SharedMemoryEndTest(DebugKernel, test_sva_ends.SharedMemoryEndTest):
+    """`test_sva_ends` on the patched debug kernel."""
+
+    levels = 4
     kernel = staticmethod(lab.debug_patched_kernel)
 
 

@@ -10,8 +10,8 @@
 //! request - is a future: other commands go on, and its answer comes when the guest has answered, with its `id`.
 //!
 //! Files: `input` (bytes to commands, and the descriptors that come with them), `command` (a command with validated
-//! arguments), `execute` (what it does), `lists` (long answers), `route` (the answer of `translate`), `output` (answers), `connection` (one client: commands in, answers out, what
-//! waits), `server` (the thread). The client is `cli/ctl.rs`.
+//! arguments), `execute` (what it does), `lists` (long answers), `route` (the answer of `translate`), `output` (answers),
+//! `connection` (one client: commands in, answers out, what waits), `server` (the thread). The client is `cli/ctl.rs`.
 #![forbid(unsafe_code)]
 
 pub mod command;

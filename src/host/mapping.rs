@@ -94,6 +94,14 @@ impl Mapping {
             .saturating_add(self.range.last.0 - self.range.first.0)
     }
 
+    /// How many bytes there are from an address of the range on; `usize::MAX` stands for more.
+    pub fn bytes_from(&self, iova: Iova) -> usize {
+        debug_assert!(self.range.contains(iova));
+        usize::try_from(self.range.last.0 - iova.0)
+            .unwrap_or(usize::MAX)
+            .saturating_add(1)
+    }
+
     /// Where an address of the range goes.
     pub fn translate(&self, iova: Iova) -> Gpa {
         debug_assert!(self.range.contains(iova));

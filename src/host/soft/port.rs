@@ -93,10 +93,7 @@ impl Port {
     ) -> Result<usize, Denied> {
         let length = transfer.len() - done;
         let mut carry_out = |inner: &Inner, mapping: &Mapping| {
-            let room = usize::try_from(mapping.range.last.0 - iova.0)
-                .unwrap_or(usize::MAX)
-                .saturating_add(1);
-            let count = length.min(CHUNK).min(room);
+            let count = length.min(CHUNK).min(mapping.bytes_from(iova));
             transfer.carry_out(&inner.memory, mapping.translate(iova), done, count)
         };
         self.settled(|inner| {

@@ -80,8 +80,7 @@ impl Port {
             let mut at = |(access, first): (Access, Iova)| {
                 let iova = Iova(first.0.checked_add(done as u64)?);
                 let mapping = self.translate_locked(inner, access, iova).ok()?;
-                let room = usize::try_from(mapping.range.last.0 - iova.0).unwrap_or(usize::MAX);
-                Some((mapping.translate(iova), room.saturating_add(1)))
+                Some((mapping.translate(iova), mapping.bytes_from(iova)))
             };
             // The target second: DIRTY is not set there if there is nothing to write (X85).
             let Some(from) = at(source) else {

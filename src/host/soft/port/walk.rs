@@ -42,7 +42,6 @@ impl<I: Iterator<Item = Mapping>> Walk<I> {
         if !mapping.range.contains(address) || !mapping.flags.contains(self.needed) {
             return None;
         }
-        let room = usize::try_from(mapping.range.last.0 - address.0).unwrap_or(usize::MAX);
-        Some((mapping.translate(address), room.saturating_add(1)))
+        Some((mapping.translate(address), mapping.bytes_from(address)))
     }
 }

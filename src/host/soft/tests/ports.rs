@@ -277,11 +277,24 @@ fn no_untranslated_write_is_in_flight_once_unmap_has_returned() {
     hammer(untranslated(WRITE));
 }
 
-/// A port hammers a page that is mapped and unmapped under it. After an unmap has returned the page belongs to
-/// the test, and the port must not touch it.
+/// A port hammers a page that is mapped and unmapped under it.
 fn hammer(write: Access) -> Port {
     let f = Fixture::new();
     f.attach(A, PageRequests::Unwanted);
+    let map = || f.map(0, 0xfff, 0x5000, RW);
+    hammer_a_page(&f, write, 500, map, || f.unmap(0, 0xfff), || ())
+}
+
+/// A port hammers the page at 0x5000, which `give` puts at address 0 and `take` takes away. After `take` has returned the
+/// page belongs to the test, and the port must not touch it; `untouched` looks at what else it must leave alone then.
+pub(super) fn hammer_a_page(
+    f: &Fixture,
+    write: Access,
+    rounds: usize,
+    give: impl Fn(),
+    take: impl Fn(),
+    untouched: impl Fn(),
+) -> Port {
     let (stop, writes) = (AtomicBool::new(false), AtomicUsize::new(0));
     let port = f.port(A);
     thread::scope(|scope| {
@@ -294,18 +307,19 @@ fn hammer(write: Access) -> Port {
                 }
             }
         });
-        for _ in 0..500 {
-            f.map(0, 0xfff, 0x5000, RW);
+        for _ in 0..rounds {
+            give();
             // The second one has found the translation of the first.
             let enough = writes.load(Ordering::Relaxed) + 2;
             while writes.load(Ordering::Relaxed) < enough {
                 thread::yield_now();
             }
-            f.unmap(0, 0xfff);
+            take();
             f.memory
                 .write_slice(&[1; 4096], GuestAddress(0x5000))
                 .expect("ours");
             thread::yield_now();
+            untouched();
             let mut page = [0; 4096];
             f.memory
                 .read_slice(&mut page, GuestAddress(0x5000))

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::super::ports::with_pasid;
+use super::super::ports::{hammer_a_page, with_pasid};
 use super::*;
 use crate::host::soft::port::MAX_TURNS;
 
@@ -149,36 +149,13 @@ fn no_access_and_no_walk_is_in_flight_once_invalidate_has_returned__x103() {
             translated,
             ..WRITE
         };
-        let (stop, writes) = (AtomicBool::new(false), AtomicUsize::new(0));
-        let port = t.f.port(A);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                let page = [0x77; 4096];
-                while !stop.load(Ordering::Relaxed) {
-                    let mut transfer = Transfer::Write(&page);
-                    if port.transfer(write, Iova(0), &mut transfer, 0).is_ok() {
-                        writes.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            });
-            for _ in 0..100 {
-                t.table.store(entry_at, 0x5000 | READ_WRITE);
-                let enough = writes.load(Ordering::Relaxed) + 2;
-                while writes.load(Ordering::Relaxed) < enough {
-                    thread::yield_now();
-                }
-                t.table.store(entry_at, 0);
-                t.invalidate(TABLE, 0, 0xfff);
-                let ours = t.f.memory.write_slice(&[1; 4096], GuestAddress(0x5000));
-                ours.expect("memory");
-                thread::yield_now();
-                assert_eq!(t.table.entry(0), 0);
-                let mut page = [0; 4096];
-                let read = t.f.memory.read_slice(&mut page, GuestAddress(0x5000));
-                read.expect("memory");
-                assert_eq!(page, [1; 4096]);
-            }
-            stop.store(true, Ordering::Relaxed);
+        let give = || t.table.store(entry_at, 0x5000 | READ_WRITE);
+        let take = || {
+            t.table.store(entry_at, 0);
+            t.invalidate(TABLE, 0, 0xfff);
+        };
+        hammer_a_page(&t.f, write, 100, give, take, || {
+            assert_eq!(t.table.entry(0), 0);
         });
     }
 }

@@ -28,8 +28,7 @@ LOG_LINES = 200
 KINDS = ("debug", "arm")
 # Processor seconds that the start of a guest takes with these kernels, and what a test takes besides: for classes that were
 # never measured.
-GUESSES = {"debug": 8.0, "arm": 5.0, "turns": 3.0, "lab": 3.0}
-NESTED_GUESS = 60.0
+GUESSES = {"debug": 15.0, "arm": 5.0, "turns": 3.0, "lab": 3.0, "nested": 60.0}
 TEST_GUESS = 0.5
 
 
@@ -53,7 +52,9 @@ class TestClass:
     @property
     def kind(self) -> str:
         """The kernels that its guests boot: `debug`, `arm`, or `lab`; that one is `turns` for a class that is not in every
-        run."""
+        run. Of a class whose guests are in a guest: `nested`."""
+        if self.suite == "nested":
+            return "nested"
         usual = "turns" if self.by_turns else "lab"
         return next((kind for kind in KINDS if self.kernel.startswith(kind)), usual)
 
@@ -93,7 +94,7 @@ def find(suite: str, directory: pathlib.Path, environment: dict[str, str]) -> li
         elif "cls" in record:
             tests, modules = tuple(record["tests"]), frozenset(record["modules"])
             cls = TestClass(suite, record["cls"], tests, modules, record["kernel"], by_turns=record["turns"])
-            start = NESTED_GUESS if suite == "nested" else GUESSES[cls.kind]
+            start = GUESSES[cls.kind]
             guess = start * (1 if record["shares"] else len(cls.tests)) + TEST_GUESS * len(cls.tests)
             found.append(replace(cls, weight=known.get(f"{suite}::{cls.name}", guess)))
         complete = complete or "end" in (record or {})

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Jobs, and the lanes that run them side by side.
 
-A free lane takes the job that is ready and comes first: by rank, and within a rank the heaviest. Which jobs run, and in
-which order they are taken up, follows from the jobs alone.
+A free lane takes the job that is ready and comes first: by rank, then by turn, then the heaviest. Which order that is
+follows from the jobs alone; whether a job that may be left out still runs follows from the time that the others took.
 """
 
 import enum
@@ -26,6 +26,8 @@ class State(enum.Enum):
     DONE = enum.auto()
     # It could not be carried out, or what it needs could not.
     FAILED = enum.auto()
+    # There was no time for it.
+    LEFT_OUT = enum.auto()
 
 
 @dataclass(eq=False)
@@ -45,6 +47,10 @@ class Job:
     holds: str = ""
     # Whether it makes what others need, so that its end is worth a line.
     makes: bool = False
+    # Whether it, and what it alone needs, is left out of a run that has no time for it.
+    spare: bool = False
+    # Of the same rank, lower ones first.
+    turn: int = 0
     state: State = field(default=State.WAITING, init=False)
     # Why it failed, and whether that is counted already.
     reason: str = field(default="", init=False)
@@ -52,7 +58,7 @@ class Job:
 
     @property
     def over(self) -> bool:
-        return self.state in (State.DONE, State.FAILED)
+        return self.state in (State.DONE, State.FAILED, State.LEFT_OUT)
 
 
 def closure(jobs: Sequence[Job]) -> list[Job]:
@@ -71,18 +77,28 @@ def closure(jobs: Sequence[Job]) -> list[Job]:
 
 
 class Lanes:
-    """Runs jobs side by side, until `deadline` seconds have passed."""
+    """Runs jobs side by side, until `deadline` seconds have passed.
 
-    def __init__(self, tally: Tally, lanes: int, deadline: float):
+    A spare job begins only if by its weight it ends within `box` seconds of the start. One that does not is neither passed
+    nor failed, and a line says so.
+    """
+
+    def __init__(self, tally: Tally, lanes: int, deadline: float, box: float = float("inf")):
         self._tally = tally
         self._lanes = lanes
         self._deadline = deadline
+        self._box = box
+        self._started = 0.0
+        # What no job needs that must run.
+        self._spare: set[Job] = set()
         self._changed = threading.Condition()
         self._jobs: list[Job] = []
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Runs the jobs and what they need. A job that could not run is counted as `Tally.missing` counts."""
         self._jobs = closure(jobs)
+        self._spare = set(self._jobs) - set(closure([job for job in jobs if not job.spare]))
+        self._started = time.monotonic()
         timer = threading.Timer(self._deadline, processes.end_all)
         timer.daemon = True
         timer.start()
@@ -103,11 +119,12 @@ class Lanes:
         with self._changed:
             while True:
                 self._pass_failures_on()
+                self._leave_out()
                 waiting = [job for job in self._jobs if job.state is State.WAITING]
                 if not waiting or processes.stopped():
                     return None
                 if ready := [job for job in waiting if self._ready(job)]:
-                    job = min(ready, key=lambda job: (job.rank, -job.weight, job.name))
+                    job = min(ready, key=lambda job: (job.rank, job.turn, -job.weight, job.name))
                     job.state = State.RUNNING
                     return job
                 if not any(job.state is State.RUNNING for job in self._jobs):
@@ -128,6 +145,14 @@ class Lanes:
             if job.state is State.WAITING:
                 if failed := [needed for needed in job.needs if needed.state is State.FAILED]:
                     job.state, job.reason = State.FAILED, failed[0].reason
+
+    def _leave_out(self) -> None:
+        """Leaves out what would end too late, and what needs that. Jobs are in the order of their needs."""
+        left = self._started + self._box - time.monotonic()
+        for job in self._jobs:
+            if job in self._spare and job.state is State.WAITING:
+                if job.weight > left or any(needed.state is State.LEFT_OUT for needed in job.needs):
+                    job.state = State.LEFT_OUT
 
     def _carry_out(self, job: Job) -> None:
         state, reason = State.DONE, ""
@@ -156,6 +181,8 @@ class Lanes:
                 unrun.setdefault(job.reason, []).append(job)
             if not job.over:
                 self._tally.test(job.name, False, f"{processes.STOPPED} after {self._deadline:.0f} s, before this")
+        if left_out := [job.name for job in self._jobs if job.state is State.LEFT_OUT]:
+            self._tally.show(f"left out, as the time was up: {', '.join(left_out)}")
         for reason, jobs in unrun.items():
             for job in jobs:
                 self._tally.missing(job.name, reason)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import cargo, cross, debian, kernel, processes, programs, qemu, selftest
+from . import cache, cargo, cross, debian, kernel, processes, programs, qemu, selftest
 from .cache import Missing
 from .cargo import ROOT, BuildFailed
 from .lanes import Job
@@ -19,7 +19,8 @@ from .tally import Tally
 LAB = [sys.executable, str(ROOT / "qemu-scripts" / "lab")]
 
 # The order in which free lanes take what is ready.
-KERNELS, CHECKS, BUILDS, UNIT, HOST, TESTS = range(6)
+# What rotates comes last, so that a run that has no time left has run all that is in every run.
+KERNELS, CHECKS, BUILDS, UNIT, HOST, TESTS, TURNS = range(7)
 
 # A kernel on a slow or busy machine, or one that another process is making.
 KERNEL_SECONDS = 3600
@@ -58,7 +59,7 @@ class Parts:
             self._tally.show(f"lab: kernels of Linux {os.environ['LAB_LINUX']}")
 
         # First of all, as the kernels are what takes longest.
-        return Job("the version of Linux", run, KERNELS, 1000)
+        return Job("the version of Linux", run, KERNELS, 2000)
 
     @functools.cached_property
     def source(self) -> Job:
@@ -92,6 +93,16 @@ class Parts:
             self._say("LAB_DEBIAN", kernel.ensure_debian_kernel())
 
         return Job("Debian's packaged kernel", run, KERNELS, 20, makes=True)
+
+    def kernels_are_there(self) -> bool:
+        """Whether no run has to wait long for kernels: those that most tests are on are in the cache."""
+        try:
+            with cache.closed():
+                kernel.ensure_kernel()
+                kernel.ensure_arm_kernel()
+        except Missing:
+            return False
+        return True
 
     # Kernels: those that most tests wait for come first, the debug kernel last.
 
@@ -138,7 +149,7 @@ class Parts:
     def debug_kernels(self) -> Job:
         after = (self.kernel, self.patched_kernel, self.arm_kernel, self.arm_patched_kernel)
         ensure = kernel.ensure_debug_patched_kernel
-        job = self._kernel("debug kernel", "debug-kernel", "LAB_DEBUG_PATCHED", ensure, 700, (), after)
+        job = self._kernel("debug kernel", "debug-kernel", "LAB_DEBUG_PATCHED", ensure, 1200, (), after)
         both = job.run
 
         def run() -> None:

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""What of the tests on the debug kernel and on Arm is in a default run, and of those on the lab kernel that are not always.
+"""What of the tests on the debug kernel, on Arm and of devices passed through is in a default run, and of those on the lab
+kernel that are not always.
 
 Most are tests of the lab kernel again, and most of their time. A run takes a third of each kind: the first when classes are
 ordered by a hash of the commit and their name, so commit by commit every class has its turn. It takes a class always if it
 is in `ALWAYS`, and if what it tests has changed: `BROAD` and `Change`.
+
+All of these are spare: they come after what is in every run, first those whose own tests have changed and then in the order
+of that hash, and what a run has no time for is left out of it, and named. So a change of everything, or a slow machine, makes
+no run that has no end.
 """
 
 import hashlib
@@ -18,7 +23,7 @@ from .classes import TestClass
 SHARE = 3
 
 # The kinds of tests that rotate.
-ROTATING = ("debug", "arm", "turns")
+ROTATING = ("debug", "arm", "turns", "nested")
 
 # Modules of tests whose classes are in every run on the debug kernel, with all that derives from them: what they exercise in
 # the guest's driver (page requests, their ends, functions that come and go, the driver's life) is where races and uses after
@@ -30,6 +35,7 @@ ALWAYS = {
     },
     "arm": set(),
     "turns": set(),
+    "nested": {"test_edu"},
 }
 
 # What all tests of a kind test: if one of these has changed, all of them run.
@@ -38,6 +44,9 @@ BROAD = {
     "debug": (*COMMON, "guest/kernel/lab", "guest/kernel/debug"),
     "arm": (*COMMON, "guest/kernel/arm64", "qemu-scripts/lab_kit/vm/arm.py"),
     "turns": (*COMMON, "guest/kernel/lab", "src/host/soft/", "src/soft_endpoint/engine/"),
+    "nested": (
+        *COMMON, "guest/kernel/lab", "src/host/iommufd/", "src/qmp/", "qemu-scripts/run-vm", "tests/nested/passthrough.py",
+    ),
 }
 
 # What the tests under miri test.
@@ -115,28 +124,33 @@ class Selection:
 
     classes: list[TestClass]
     lines: list[str]
+    # Those of them that a run without time leaves out, by name, and in which order they run.
+    turns: dict[str, int]
 
 
 def select(classes: Iterable[TestClass], change: Change) -> Selection:
     """The classes of a default run."""
     classes = list(classes)
     chosen, lines = [cls for cls in classes if cls.kind not in ROTATING], []
+    spare: list[TestClass] = []
     for kind in ROTATING:
         own = [cls for cls in classes if cls.kind == kind]
         if not own:
             continue
         reason = _all_of(kind, change)
         if reason:
-            chosen += own
+            spare += own
             lines.append(f"{kind}: all {len(own)} classes: {reason}")
             continue
         fixed = [cls for cls in own if cls.modules & ALWAYS[kind] or _touched(cls, change)]
         rest = [cls for cls in own if cls not in fixed]
         turn = slice_of(rest, change.commit)
-        chosen += fixed + turn
+        spare += fixed + turn
         lines.append(f"{kind}: {len(fixed)} of {len(own)} classes always or as their tests have changed: {_names(fixed)}")
         lines.append(f"{kind}: {len(turn)} of the other {len(rest)} classes by turns: {_names(turn)}")
-    return Selection(sorted(chosen, key=lambda cls: cls.name), lines)
+    spare.sort(key=lambda cls: (not _touched(cls, change), _hash(change.commit, cls.name)))
+    turns = {cls.name: number for number, cls in enumerate(spare)}
+    return Selection(sorted([*chosen, *spare], key=lambda cls: cls.name), lines, turns)
 
 
 def _names(classes: list[TestClass]) -> str:
@@ -153,8 +167,9 @@ def _all_of(kind: str, change: Change) -> str:
 
 def _touched(cls: TestClass, change: Change) -> bool:
     """Whether a module of the class's tests has changed. The one that lists the classes of a kernel is in all of them."""
-    own = cls.modules if cls.kind == "turns" else cls.modules - {cls.name.partition(".")[0]}
-    return any(f"tests/functional/{module}.py" in (change.files or ()) for module in own)
+    own = cls.modules - {cls.name.partition(".")[0]} if cls.kind in ("debug", "arm") else cls.modules
+    directory = "nested" if cls.suite == "nested" else "functional"
+    return any(f"tests/{directory}/{module}.py" in (change.files or ()) for module in own)
 
 
 def miri_skips(change: Change) -> str:

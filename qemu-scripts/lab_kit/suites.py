@@ -18,7 +18,7 @@ from .cache import Missing
 from .cargo import ROOT
 from .classes import TestClass
 from .lanes import Job
-from .parts import CHECKS, HOST, LAB, TESTS, UNIT, Parts
+from .parts import CHECKS, HOST, LAB, TESTS, TURNS, UNIT, Parts
 from .tally import Libtest, Tally
 
 FUNCTIONAL = ROOT / "tests" / "functional"
@@ -136,7 +136,8 @@ class Suites:
 
         jobs.append(Job("unit::cargo test", cargo_test, UNIT, 100, holds="target/debug"))
         if options.pattern is None and self._miri_runs():
-            jobs.append(Job("unit::miri", miri, UNIT, 60, holds="target/miri"))
+            spare = not self._options.everything
+            jobs.append(Job("unit::miri", miri, TURNS, 300, holds="target/miri", spare=spare))
         jobs.append(Job("unit::tests of the lab", self._lab_tests, CHECKS, 99))
         return jobs + [job for job in fuzzing.jobs(self._tally, options.everything) if options.wants(job.name)]
 
@@ -206,12 +207,20 @@ class Suites:
     def guest(self) -> list[Job]:
         """Linux guests behind the back-end, with the software host: stock ones, with the patched driver, on the debug
         kernel, and on Arm."""
-        found = self._classes("guest", FUNCTIONAL)
-        if not self._options.everything and self._options.pattern is None:
-            selection = rotation.select(found, self._change)
-            self._tally.show(*(f"rotation: {line}" for line in selection.lines))
-            found = selection.classes
-        return [self._guest_job(cls) for cls in found]
+        return self._chosen(self._classes("guest", FUNCTIONAL), self._guest_job)
+
+    def _chosen(self, found: list[TestClass], job: Callable[[TestClass], Job]) -> list[Job]:
+        """The jobs of those classes that are in this run."""
+        if self._options.everything or self._options.pattern is not None:
+            return [job(cls) for cls in found]
+        selection = rotation.select(found, self._change)
+        self._tally.show(*(f"rotation: {line}" for line in selection.lines))
+        jobs = []
+        for cls in selection.classes:
+            jobs.append(job(cls))
+            if cls.name in selection.turns:
+                jobs[-1].rank, jobs[-1].turn, jobs[-1].spare = TURNS, selection.turns[cls.name], True
+        return jobs
 
     def _classes(self, suite: str, directory: Path) -> list[TestClass]:
         environment = self._environment()
@@ -266,7 +275,7 @@ class Suites:
 
     def nested(self) -> list[Job]:
         """The lab kernel as a host with an emulated Intel IOMMU and devices behind it, and guests inside it."""
-        return [self._nested_job(cls) for cls in self._classes("nested", NESTED)]
+        return self._chosen(self._classes("nested", NESTED), self._nested_job)
 
     def _nested_job(self, cls: TestClass) -> Job:
         parts, name = self.parts, f"nested::{cls.name}"

@@ -12,7 +12,7 @@ SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "qemu-scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from lab_kit import classes  # noqa: E402
-from lab_kit.suites import FUNCTIONAL  # noqa: E402
+from lab_kit.suites import FUNCTIONAL, NESTED  # noqa: E402
 from lab_kit.tally import Tally  # noqa: E402
 
 
@@ -20,6 +20,12 @@ def functional_classes() -> list[classes.TestClass]:
     """The classes of the functional tests that there are."""
     environment = {**os.environ, "PYTHONPATH": f"{SCRIPTS}:{FUNCTIONAL}", "PYTHONDONTWRITEBYTECODE": "1"}
     return classes.find("guest", FUNCTIONAL, environment)
+
+
+def nested_classes() -> list[classes.TestClass]:
+    """The classes of the nested tests that there are."""
+    environment = {**os.environ, "PYTHONPATH": f"{SCRIPTS}:{FUNCTIONAL}", "PYTHONDONTWRITEBYTECODE": "1"}
+    return classes.find("nested", NESTED, environment)
 
 
 @contextlib.contextmanager

@@ -33,16 +33,44 @@ class LanesTest(unittest.TestCase):
 
         return run
 
-    def run_jobs(self, jobs: list[Job], count: int = 1, required: bool = True, deadline: float = DEADLINE) -> str:
+    def run_jobs(
+        self, jobs: list[Job], count: int = 1, required: bool = True, deadline: float = DEADLINE, box: float = DEADLINE
+    ) -> str:
         self.tally = Tally(required)
         with shown() as output:
-            lanes.Lanes(self.tally, count, deadline).run(jobs)
+            lanes.Lanes(self.tally, count, deadline, box).run(jobs)
         return output.getvalue()
 
     def test_jobs_are_taken_up_by_rank_and_the_heaviest_first(self):
         jobs = [self.job("c"), self.job("b", weight=5.0), self.job("d"), self.job("a", rank=-1)]
         self.run_jobs(jobs)
         self.assertEqual(self.order, ["a", "b", "c", "d"])
+
+    def test_turns_come_before_weights(self):
+        self.run_jobs([self.job("b", turn=2, weight=9.0), self.job("a", turn=1), self.job("c", turn=2)])
+        self.assertEqual(self.order, ["a", "b", "c"])
+
+    def test_a_spare_job_that_would_end_too_late_is_left_out_and_named(self):
+        heavy = self.job("heavy", weight=DEADLINE + 1, spare=True)
+        output = self.run_jobs([heavy, self.job("light", spare=True), self.job("must", weight=DEADLINE + 1)])
+        self.assertEqual(self.order, ["must", "light"])
+        self.assertIn("left out, as the time was up: heavy\n", output)
+        # It has neither passed nor failed.
+        self.assertEqual(counts(self.tally), (0, 0))
+        self.assertNotIn("light", output)
+
+    def test_the_time_that_others_took_is_gone(self):
+        # The second is left out whatever the first took, as it is longer than nothing.
+        output = self.run_jobs([self.job("must"), self.job("spare", rank=1, spare=True)], box=0.0)
+        self.assertEqual(self.order, ["must"])
+        self.assertIn("left out, as the time was up: spare\n", output)
+
+    def test_what_only_spare_jobs_need_is_as_spare_as_they_are(self):
+        kernel, base = self.job("kernel", weight=DEADLINE + 1), self.job("base", weight=DEADLINE + 1)
+        spare = self.job("spare", needs=(kernel, base), spare=True)
+        output = self.run_jobs([spare, self.job("must", needs=(base,))])
+        self.assertEqual(self.order, ["base", "must"])
+        self.assertIn("left out, as the time was up: kernel, spare\n", output)
 
     def test_what_a_job_needs_runs_before_it_once(self):
         base = self.job("base", rank=9)

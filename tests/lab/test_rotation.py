@@ -5,11 +5,11 @@ import hashlib
 import pathlib
 import unittest
 
-from kit import functional_classes
+from kit import functional_classes, nested_classes
 from lab_kit import rotation
 from lab_kit.classes import TestClass
 from lab_kit.rotation import Change
-from lab_kit.suites import FUNCTIONAL
+from lab_kit.suites import FUNCTIONAL, NESTED
 
 
 def commit(number: int) -> str:
@@ -25,7 +25,7 @@ class RotationTest(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        cls.classes = functional_classes()
+        cls.classes = [*functional_classes(), *nested_classes()]
 
     def of_kind(self, kind: str) -> set[TestClass]:
         return {cls for cls in self.classes if cls.kind == kind}
@@ -35,10 +35,27 @@ class RotationTest(unittest.TestCase):
 
     def test_there_are_classes_of_each_kind(self):
         for kind in ("lab", *rotation.ROTATING):
-            self.assertGreater(len(self.of_kind(kind)), 5)
+            self.assertGreater(len(self.of_kind(kind)), 4)
 
     def test_tests_on_the_lab_kernel_do_not_rotate(self):
         self.assertLessEqual(self.of_kind("lab"), self.chosen(unrelated()))
+
+    def test_all_that_rotates_is_spare_and_nothing_else_is(self):
+        for change in (unrelated(), Change("", None, "no history")):
+            selection = rotation.select(self.classes, change)
+            rotating = {cls.name for cls in selection.classes if cls.kind in rotation.ROTATING}
+            self.assertEqual(set(selection.turns), rotating)
+
+    def test_what_has_changed_comes_first_and_the_rest_in_another_order_with_each_commit(self):
+        orders = set()
+        for number in range(5):
+            files = frozenset({"src/device/mod.rs", "tests/functional/test_pasids.py"})
+            selection = rotation.select(self.classes, Change(commit(number), files, "a test"))
+            order = sorted(selection.turns, key=selection.turns.__getitem__)
+            own = {cls.name for cls in self.classes if cls.name in selection.turns and "test_pasids" in cls.modules}
+            self.assertEqual(set(order[: len(own)]), own)
+            orders.add(tuple(order))
+        self.assertEqual(len(orders), 5)
 
     def test_a_choice_is_the_commit_s(self):
         self.assertEqual(self.chosen(unrelated(1)), self.chosen(unrelated(1)))
@@ -68,7 +85,7 @@ class RotationTest(unittest.TestCase):
     def test_modules_that_are_always_in_a_run_are_there(self):
         for modules in rotation.ALWAYS.values():
             for module in modules:
-                self.assertTrue((FUNCTIONAL / f"{module}.py").exists(), module)
+                self.assertTrue(any((tests / f"{module}.py").exists() for tests in (FUNCTIONAL, NESTED)), module)
 
     def test_paths_whose_change_runs_everything_are_there(self):
         for paths in rotation.BROAD.values():

@@ -4,7 +4,7 @@
 import unittest
 from unittest import mock
 
-from kit import functional_classes, shown
+from kit import functional_classes, nested_classes, shown
 from lab_kit import classes, lanes, rotation
 from lab_kit.lanes import Job
 from lab_kit.suites import SUITES, Options, Suites
@@ -32,7 +32,8 @@ class SuitesTest(unittest.TestCase):
         default, everything = self.plan(Options()), self.plan(Options(everything=True))
         self.assertLess(self.names(default), self.names(everything))
         left_out = self.names(everything) - self.names(default)
-        rotating = {f"guest::{cls.name}" for cls in functional_classes() if cls.kind in rotation.ROTATING}
+        found = [*functional_classes(), *nested_classes()]
+        rotating = {f"{cls.suite}::{cls.name}" for cls in found if cls.kind in rotation.ROTATING}
         self.assertLessEqual(left_out, {*rotating, "unit::miri"})
 
     def test_weights_are_of_classes_that_are_there(self):

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bases.testcase import FunctionalTest
+from lab_kit import trouble
 from lab_kit.vm import lab
 from lab_kit.vm.control import Control
 from lab_kit.vm.guest import TIMEOUT
@@ -84,6 +85,11 @@ class PassthroughMachine(Machine):
             "-kernel", str(config.kernel.image), "-initrd", str(image),
             "-append", f"{COMMAND_LINE} {config.command_line}", *config.extra,
         ]  # fmt: skip
+
+    @property
+    def kernel_log(self) -> str:
+        """The same, less a first kernel that gave up before it came to any device: its like has followed it."""
+        return trouble.without_early_panic(super().kernel_log)
 
     def hold_launcher(self) -> None:
         """Keeps run-vm from ending the others when one of its processes has ended."""

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
-# Software:  Debian's packaged kernels for amd64: 6.12 (trixie) and 7.3 (trixie-backports), configuration in linux-config-*
+# Software:  Debian's packaged kernels for amd64: 6.12.117-1 (trixie) and 7.3.4-1~bpo13+1 (trixie-backports),
+#            configuration in linux-config-*
 # Behaviour: They are built without iommufd, and so without VFIO's character devices: /dev/iommu and /dev/vfio/devices/vfioN do not
 #            exist, whatever the machine has, and no module brings them. VFIO itself is there with groups and containers, which have
 #            no page requests, no PASIDs and no nesting. A VMM's iommufd options fail on a stock Debian host.
@@ -12,7 +13,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
-# The configurations of two kernels, unpacked and not installed: a private state of apt, the machine's own archive.
+# The configurations of two kernels, of exactly these versions, from the archive that this machine uses. They are unpacked and not
+# installed: apt has a state of its own here.
+packages=(linux-config-6.12=6.12.117-1 linux-config-7.3=7.3.4-1~bpo13+1)
 mirror=$(apt-get indextargets --format '$(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' |
     awk '$1 == "main" { print $2; exit }')
 [ -n "$mirror" ] || { echo "apt's configuration has no archive of Debian 12" >&2; exit 2; }
@@ -36,7 +39,14 @@ Acquire::Languages "none";
 #clear DPkg::Post-Invoke;
 END
 apt-get -c apt/apt.conf -qq update
-(cd apt/archives && apt-get -c ../apt.conf -qq download linux-config-6.12/trixie linux-config-7.3/trixie-backports)
+for package in "${packages[@]}"; do
+    found=$(apt-cache -c apt/apt.conf madison "${package%%=*}" | awk '{ print $3 }' | xargs)
+    if [[ " $found " != *" ${package#*=} "* ]]; then
+        echo "OTHER VERSION: this script is for $package, the archive has ${found:-none}" >&2
+        exit 2
+    fi
+done
+(cd apt/archives && apt-get -c ../apt.conf -qq download "${packages[@]}")
 for package in apt/archives/*.deb; do
     dpkg-deb -x "$package" root
 done

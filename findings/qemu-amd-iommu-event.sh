@@ -13,7 +13,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
-# QEMU of trixie-backports, with all it depends on, unpacked and not installed: a private state of apt, the machine's own archive.
+# QEMU and what it depends on, of exactly these versions, from the archive that this machine uses. They are unpacked and not
+# installed: apt has a state of its own here.
+packages=(qemu-system-x86=1:11.1.3+ds-1~bpo13+1)
 mirror=$(apt-get indextargets --format '$(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' |
     awk '$1 == "main" { print $2; exit }')
 [ -n "$mirror" ] || { echo "apt's configuration has no archive of Debian 12" >&2; exit 2; }
@@ -37,8 +39,16 @@ Acquire::Languages "none";
 #clear DPkg::Post-Invoke;
 END
 apt-get -c apt/apt.conf -qq update
-apt-get -c apt/apt.conf -qq -y -t trixie-backports --download-only install base-files qemu-system-x86 >/dev/null
-dpkg-deb -x apt/archives/base-files_*.deb root
+for package in "${packages[@]}"; do
+    found=$(apt-cache -c apt/apt.conf madison "${package%%=*}" | awk '{ print $3 }' | xargs)
+    if [[ " $found " != *" ${package#*=} "* ]]; then
+        echo "OTHER VERSION: this script is for $package, the archive has ${found:-none}" >&2
+        exit 2
+    fi
+done
+apt-get -c apt/apt.conf -qq -y -t trixie-backports --download-only install "${packages[@]}" >/dev/null
+mkdir -p root/usr/{bin,sbin,lib,lib64}
+ln -s usr/{bin,sbin,lib,lib64} root/
 for package in apt/archives/*.deb; do
     dpkg-deb -x "$package" root
 done

@@ -21,7 +21,7 @@ version = "0.0.0"
 edition = "2021"
 
 [dependencies]
-libc = "0.2"
+libc = "=0.2.191"
 seccompiler = "=0.5.0"
 END
 

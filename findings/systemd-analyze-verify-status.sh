@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
-# Software:  systemd 252 (Debian 12: 252.38-1~deb12u1), systemd-analyze verify
+# Software:  systemd 252 (Debian 12: 252.39-1~deb12u2), systemd-analyze verify
 # Behaviour: A unit with a key that systemd does not know, misspelt or of a later version, passes verify with status 0: there is a
 #            line on standard error, "ignoring", and the setting will not take effect. A check in a script or in CI that looks at
 #            the status misses a hardening option that is not in force. With --recursive-errors=yes the status is 1.
@@ -12,7 +12,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
-# systemd of Debian 12, with all it depends on, unpacked and not installed: a private state of apt, the machine's own archive.
+# systemd and what it depends on, of exactly these versions, from the archive that this machine uses. They are unpacked and not
+# installed: apt has a state of its own here.
+packages=(systemd=252.39-1~deb12u2)
 mirror=$(apt-get indextargets --format '$(COMPONENT) $(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' |
     awk '$1 == "main" { print $2; exit }')
 [ -n "$mirror" ] || { echo "apt's configuration has no archive of Debian 12" >&2; exit 2; }
@@ -36,14 +38,20 @@ Acquire::Languages "none";
 #clear DPkg::Post-Invoke;
 END
 apt-get -c apt/apt.conf -qq update
-apt-get -c apt/apt.conf -qq -y --download-only install base-files systemd >/dev/null
-dpkg-deb -x apt/archives/base-files_*.deb root
+for package in "${packages[@]}"; do
+    found=$(apt-cache -c apt/apt.conf madison "${package%%=*}" | awk '{ print $3 }' | xargs)
+    if [[ " $found " != *" ${package#*=} "* ]]; then
+        echo "OTHER VERSION: this script is for $package, the archive has ${found:-none}" >&2
+        exit 2
+    fi
+done
+apt-get -c apt/apt.conf -qq -y --download-only install "${packages[@]}" >/dev/null
 for package in apt/archives/*.deb; do
     dpkg-deb -x "$package" root
 done
 
 analyze() {
-    "$work"/root/lib64/ld-linux-x86-64.so.2 --library-path "$(echo root/{lib,usr/lib}/{systemd,x86_64-linux-gnu} | tr ' ' :)" \
+    "$work"/root/lib64/ld-linux-x86-64.so.2 --library-path "$(echo root/{lib,usr/lib}/x86_64-linux-gnu{,/systemd} | tr ' ' :)" \
         root/usr/bin/systemd-analyze "$@"
 }
 version=$(analyze --version | sed -n '1s/.*(\(.*\))/\1/p')

@@ -180,7 +180,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn sockets_are_for_owner_and_group_whatever_the_umask() {
+fn sockets_of_front_ends_have_the_mode_asked_for_or_are_for_owner_and_group() {
     let mode = |daemon: &Daemon, name: &str| {
         let metadata = fs::metadata(daemon.path(name)).expect(name);
         metadata.permissions().mode() & 0o777
@@ -188,8 +188,8 @@ fn sockets_are_for_owner_and_group_whatever_the_umask() {
     for (umask, options, vhost, pci) in [
         ("000", &[][..], 0o660, 0o660),
         ("022", &[], 0o640, 0o640),
-        ("077", &["--socket-mode", "0666"], 0o666, 0o600),
-        ("000", &["--socket-mode", "600"], 0o600, 0o660),
+        ("077", &["--socket-mode", "0666"], 0o666, 0o666),
+        ("000", &["--socket-mode", "600"], 0o600, 0o600),
     ] {
         let function = ["--endpoint", "00:06.0,soft=pci"];
         let options = [&function[..], options].concat();

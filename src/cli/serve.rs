@@ -27,8 +27,9 @@ use crate::host::soft::SoftHost;
 use crate::os::inherited::{self as sys, Signals, SocketKind};
 use crate::os::log_output::LogOutput;
 use crate::os::seccomp::{self, Seccomp};
-use crate::os::socket_file::{self, SocketFile};
+use crate::os::socket_file::SocketFile;
 use crate::qmp::{self, Qmp};
+use crate::soft_endpoint::SoftEndpoints;
 use crate::transport::{self, DriverLife, Options, Source};
 
 /// Any failure: it is only printed.
@@ -138,7 +139,7 @@ impl Setup {
     fn new(args: &ServeArgs, inherited: Inherited) -> Result<Self, Failure> {
         let endpoints = make_endpoints(args, inherited.iommufd, inherited.devices)?;
         let control = match &args.control {
-            Some(path) => Some(SocketFile::bind_for(path, socket_file::OWNER)?),
+            Some(path) => Some(SocketFile::for_owner(path)?),
             None => None,
         };
         let (front_end, front_end_file) = front_end(args, inherited.front_end)?;
@@ -233,7 +234,8 @@ fn make_endpoints(
         };
         AnyHost::Iommufd(Arc::new(IommufdHost::new(iommufd)?))
     } else {
-        AnyHost::Soft(Arc::new(SoftHost::new()?), Arc::default())
+        let functions = SoftEndpoints::new(args.socket_mode);
+        AnyHost::Soft(Arc::new(SoftHost::new()?), Arc::new(functions))
     };
     let endpoints = specs.iter().cloned().zip(devices);
     Ok(Endpoints::new(host, args.device_config(), endpoints)?)
@@ -245,10 +247,7 @@ fn front_end(
     inherited: Option<OwnedFd>,
 ) -> Result<(Source, Option<SocketFile>), Failure> {
     if let Some(path) = &args.socket_path {
-        let file = SocketFile::bind(path)?;
-        if let Some(mode) = args.socket_mode {
-            file.set_mode(mode)?;
-        }
+        let file = SocketFile::for_front_ends(path, args.socket_mode)?;
         log::info!("listening on {}", path.display());
         return Ok((Source::Listen(file.listener().try_clone()?), Some(file)));
     }

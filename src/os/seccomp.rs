@@ -140,6 +140,7 @@ fn allowed() -> Vec<i64> {
         libc::SYS_getdents64,
         // Socket files get their mode, and are removed at the end.
         libc::SYS_fchmod,
+        libc::SYS_fchmodat,
         libc::SYS_unlinkat,
         // Memory.
         libc::SYS_munmap,

@@ -2,13 +2,13 @@
 //! Socket files: made, replaced when stale, removed at the end.
 #![forbid(unsafe_code)]
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, fchmod};
+use rustix::fs::{AtFlags, CWD, Mode, chmodat, fchmod};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen as start_listening,
     socket_with,
@@ -41,25 +41,34 @@ pub struct SocketFile {
 }
 
 /// The owner and the group of the file may connect, minus the umask.
-pub const OWNER_AND_GROUP: u32 = 0o660;
+const OWNER_AND_GROUP: u32 = 0o660;
 /// The owner alone may connect.
-pub const OWNER: u32 = 0o600;
+const OWNER: u32 = 0o600;
 
 impl SocketFile {
-    /// Listens on a path. A socket file without a listening process is replaced. The file has the permissions
-    /// [`OWNER_AND_GROUP`] without those of the umask.
+    /// Listens on a path for front-ends. A socket file without a listening process is replaced. With a mode the file has
+    /// exactly these permissions, whatever the umask. Without one it is for owner and group (0660), minus the umask.
     ///
     /// # Errors
     /// Another process listens there, something else is in the way, or the system refuses.
-    pub fn bind(path: &Path) -> Result<Self, ListenError> {
-        Self::bind_for(path, OWNER_AND_GROUP)
+    pub fn for_front_ends(path: &Path, mode: Option<u32>) -> Result<Self, ListenError> {
+        let file = Self::bind(path, mode.unwrap_or(OWNER_AND_GROUP))?;
+        if let Some(mode) = mode {
+            file.set_mode(mode)?;
+        }
+        Ok(file)
     }
 
-    /// The same with other permissions: at no time has the file more than these, without those of the umask.
+    /// Listens on a path for clients of the same user. The file is for its owner alone (0600), minus the umask.
     ///
     /// # Errors
-    /// As of [`SocketFile::bind`].
-    pub fn bind_for(path: &Path, mode: u32) -> Result<Self, ListenError> {
+    /// As of [`SocketFile::for_front_ends`].
+    pub fn for_owner(path: &Path) -> Result<Self, ListenError> {
+        Self::bind(path, OWNER)
+    }
+
+    /// At no time has the file more permissions than these, minus those of the umask.
+    fn bind(path: &Path, mode: u32) -> Result<Self, ListenError> {
         let failed = |error| ListenError::Io(path.to_owned(), error);
         let listener = match listen(path, mode) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -75,13 +84,10 @@ impl SocketFile {
         })
     }
 
-    /// Gives the file exactly these permissions, whatever the umask.
-    ///
-    /// # Errors
-    /// The file is gone, or the file system refuses.
-    pub fn set_mode(&self, mode: u32) -> Result<(), ListenError> {
-        fs::set_permissions(&self.path, Permissions::from_mode(mode))
-            .map_err(|error| ListenError::Io(self.path.clone(), error))
+    /// Gives the file exactly these permissions, by a system call that the filter allows.
+    fn set_mode(&self, mode: u32) -> Result<(), ListenError> {
+        chmodat(CWD, &self.path, Mode::from_raw_mode(mode), AtFlags::empty())
+            .map_err(|error| ListenError::Io(self.path.clone(), error.into()))
     }
 
     /// The socket.
@@ -147,9 +153,9 @@ mod tests {
         let path = directory.path().join("socket");
         drop(UnixListener::bind(&path).expect("bind"));
         assert!(path.exists(), "std leaves the file behind");
-        let live = SocketFile::bind(&path).expect("replaced");
+        let live = SocketFile::for_owner(&path).expect("replaced");
         assert!(matches!(
-            SocketFile::bind(&path),
+            SocketFile::for_owner(&path),
             Err(ListenError::InUse(_))
         ));
         // The listening process has noticed nothing.
@@ -160,17 +166,19 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_file_has_the_permissions_asked_for_at_most() {
+    fn a_socket_file_has_the_permissions_asked_for() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("socket");
         let mode = || fs::metadata(&path).expect("metadata").mode() & 0o777;
         // The umask of the test's process takes some away, and gives none.
-        let file = SocketFile::bind(&path).expect("bind");
+        let file = SocketFile::for_front_ends(&path, None).expect("bind");
         assert_eq!(mode() & !OWNER_AND_GROUP, 0);
-        file.set_mode(0o666).expect("mode");
-        assert_eq!(mode(), 0o666);
         drop(file);
-        let _file = SocketFile::bind_for(&path, OWNER).expect("bind");
+        for exact in [0o666, 0o600, 0o000] {
+            let _file = SocketFile::for_front_ends(&path, Some(exact)).expect("bind");
+            assert_eq!(mode(), exact);
+        }
+        let _file = SocketFile::for_owner(&path).expect("bind");
         assert_eq!(mode(), OWNER);
     }
 
@@ -180,7 +188,7 @@ mod tests {
         let path = directory.path().join("precious");
         fs::write(&path, "data").expect("write");
         assert!(matches!(
-            SocketFile::bind(&path),
+            SocketFile::for_owner(&path),
             Err(ListenError::NotASocket(_))
         ));
         assert_eq!(fs::read(&path).expect("read"), b"data");
@@ -190,7 +198,7 @@ mod tests {
     fn a_file_that_somebody_else_made_since_is_left_alone() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("socket");
-        let first = SocketFile::bind(&path).expect("bind");
+        let first = SocketFile::for_owner(&path).expect("bind");
         // Another file first, so that the inode's number is not used again at once.
         let other = directory.path().join("other");
         fs::write(&other, "data").expect("write");
@@ -201,7 +209,8 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_not_there_is_an_error_with_the_path() {
-        let error = SocketFile::bind(Path::new("/nonexistent/socket")).expect_err("no directory");
+        let error =
+            SocketFile::for_owner(Path::new("/nonexistent/socket")).expect_err("no directory");
         assert!(error.to_string().contains("/nonexistent/socket"));
     }
 }

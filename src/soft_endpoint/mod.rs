@@ -72,13 +72,19 @@ pub struct SoftEndpoint {
 }
 
 impl SoftEndpoint {
-    /// Serves a new function of the endpoint on a socket at `path`.
+    /// Serves a new function of the endpoint on a socket at `path`, whose file has the permissions of
+    /// [`SocketFile::for_front_ends`].
     ///
     /// # Errors
     /// [`ServeError::Listen`] if there can be no socket at `path`, [`ServeError::Start`] if the kernel has no thread or
     /// descriptor to give, or the host does not have the endpoint.
-    pub fn start(id: EndpointId, host: &Arc<SoftHost>, path: &Path) -> Result<Self, ServeError> {
-        let file = SocketFile::bind(path)?;
+    pub fn start(
+        id: EndpointId,
+        host: &Arc<SoftHost>,
+        path: &Path,
+        mode: Option<u32>,
+    ) -> Result<Self, ServeError> {
+        let file = SocketFile::for_front_ends(path, mode)?;
         let start = || {
             let device = Arc::new(PciFunction::new(id, host)?);
             let listener = file.listener().try_clone()?;
@@ -105,11 +111,23 @@ impl SoftEndpoint {
 
 /// The functions of a process.
 #[derive(Default)]
-pub struct SoftEndpoints(Mutex<BTreeMap<EndpointId, SoftEndpoint>>);
+pub struct SoftEndpoints {
+    functions: Mutex<BTreeMap<EndpointId, SoftEndpoint>>,
+    /// The permissions of socket files; without it, those of [`SocketFile::for_front_ends`].
+    mode: Option<u32>,
+}
 
 impl SoftEndpoints {
+    /// None yet. `mode` is what the permissions of their socket files are to be, if they are given.
+    pub fn new(mode: Option<u32>) -> Self {
+        Self {
+            functions: Mutex::default(),
+            mode,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<EndpointId, SoftEndpoint>> {
-        self.0.lock()
+        self.functions.lock()
     }
 
     /// Serves a function of the endpoint, which has none yet, on a socket at `path`.
@@ -117,7 +135,7 @@ impl SoftEndpoints {
     /// # Errors
     /// Those of [`SoftEndpoint::start`].
     pub fn add(&self, id: EndpointId, host: &Arc<SoftHost>, path: &Path) -> Result<(), ServeError> {
-        let endpoint = SoftEndpoint::start(id, host, path)?;
+        let endpoint = SoftEndpoint::start(id, host, path, self.mode)?;
         self.lock().insert(id, endpoint);
         Ok(())
     }

@@ -108,7 +108,7 @@ impl Fixture {
             .expect("domain");
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("pci");
-        let endpoint = SoftEndpoint::start(ENDPOINT, &host, &path).expect("start");
+        let endpoint = SoftEndpoint::start(ENDPOINT, &host, &path, None).expect("start");
         let fixture = Self {
             host,
             memory,

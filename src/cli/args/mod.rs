@@ -162,15 +162,15 @@ pub struct ServeArgs {
         help_heading = "Front-end"
     )]
     pub socket_path: Option<PathBuf>,
-    /// Permissions of the file of --socket-path, in octal, such as 0666
+    /// Permissions of the sockets that front-ends connect to, in octal, such as 0666
     ///
-    /// Processes that may write to the file may connect. Without this option the file has 0660, for its owner and group,
-    /// minus the umask. With it the umask does not matter.
+    /// These are the files of --socket-path and of each soft=PATH, those of endpoint-add included. Processes that may
+    /// write to a file may connect. Without this option a file has 0660, for its owner and group, minus the umask. With
+    /// it the umask does not matter. The file of --control always is for its owner alone.
     #[arg(
         long,
         value_name = "MODE",
         value_parser = values::socket_mode,
-        conflicts_with = "fd",
         help_heading = "Front-end"
     )]
     pub socket_mode: Option<u32>,

@@ -65,6 +65,12 @@ fn every_option_reaches_the_device() {
 }
 
 #[test]
+fn sockets_of_functions_have_a_mode_where_the_front_ends_socket_is_inherited() {
+    let args = parse("--fd 3 --endpoint 1,soft=/s --socket-mode 600").expect("valid");
+    assert_eq!(args.serve.socket_mode, Some(0o600));
+}
+
+#[test]
 fn what_is_missing_or_out_of_range_is_refused() {
     for options in [
         "",

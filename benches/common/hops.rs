@@ -195,8 +195,8 @@ impl<H: Host + 'static, R: FnMut()> Course<H, R> {
         let (_, written) = queue.wait();
         assert_eq!(self.guest.collect(queued, written).status(), 0);
         let host = &self.server.host;
-        let taken = host.taken.get();
-        let answering = host.answering.get();
+        let taken = host.watch.taken.get();
+        let answering = host.watch.answering.get();
         // The look at the kick may come after the answer was taken.
         let kick_read = kick_read.min(answering);
         [
@@ -205,7 +205,7 @@ impl<H: Host + 'static, R: FnMut()> Course<H, R> {
             notified - published,
             kick_read - kicked,
             answering - kick_read,
-            host.answered.get() - answering,
+            host.watch.answered.get() - answering,
         ]
     }
 

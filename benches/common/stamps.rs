@@ -1,19 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! When a page request comes by: a host in front of another, which notes the time of each call.
+//! When a page request comes by: the time of each call to a host.
 
-use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use vhost_device_iommu::host::mapping::{IovaRange, Mapping};
-use vhost_device_iommu::host::{
-    Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
-    MemoryError, MemoryRegion, Requester, Translations,
-};
-use vhost_device_iommu::spec::{DomainId, EndpointId};
-use vm_memory::GuestMemoryMmap;
+use crate::common::watched_host::{Watch, WatchedHost};
 
 /// Nanoseconds since the first call.
 pub fn now() -> u64 {
@@ -35,9 +27,9 @@ impl Stamp {
     }
 }
 
-/// Another host, and when it was called.
-pub struct TimedHost<H> {
-    inner: Arc<H>,
+/// When the host was called.
+#[derive(Default)]
+pub struct Stamps {
     /// A page request was taken out of the host's queue.
     pub taken: Stamp,
     /// The host was told an answer.
@@ -46,77 +38,17 @@ pub struct TimedHost<H> {
     pub answered: Stamp,
 }
 
-impl<H> TimedHost<H> {
-    pub fn new(inner: Arc<H>) -> Self {
-        Self {
-            inner,
-            taken: Stamp::default(),
-            answering: Stamp::default(),
-            answered: Stamp::default(),
-        }
+impl Watch for Stamps {
+    fn taken(&self) {
+        self.taken.set();
+    }
+    fn answering(&self) {
+        self.answering.set();
+    }
+    fn answered(&self) {
+        self.answered.set();
     }
 }
 
-impl<H: Host> Host for TimedHost<H> {
-    fn limits(&self) -> Limits {
-        self.inner.limits()
-    }
-    fn has_endpoint(&self, endpoint: EndpointId) -> bool {
-        self.inner.has_endpoint(endpoint)
-    }
-    fn properties(&self, endpoint: EndpointId) -> Option<EndpointProperties> {
-        self.inner.properties(endpoint)
-    }
-    fn create_domain(&self, domain: DomainId, by: Translations) -> Result<(), HostError> {
-        self.inner.create_domain(domain, by)
-    }
-    fn destroy_domain(&self, domain: DomainId) {
-        self.inner.destroy_domain(domain);
-    }
-    fn attach(&self, requester: Requester, to: Attachment) -> Result<(), HostError> {
-        self.inner.attach(requester, to)
-    }
-    fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {
-        self.inner.map(domain, mapping)
-    }
-    fn unmap(
-        &self,
-        domain: DomainId,
-        range: IovaRange,
-        removed: &[Mapping],
-    ) -> Result<(), HostError> {
-        self.inner.unmap(domain, range, removed)
-    }
-    fn invalidate(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
-        self.inner.invalidate(domain, range)
-    }
-    fn joins_unmaps(&self) -> bool {
-        self.inner.joins_unmaps()
-    }
-    fn update_memory(
-        &self,
-        memory: &GuestMemoryMmap,
-        removed: &[MemoryRegion],
-        added: &[MemoryRegion],
-    ) -> Result<(), Vec<MemoryError>> {
-        self.inner.update_memory(memory, removed, added)
-    }
-    fn event_fds(&self) -> Vec<RawFd> {
-        self.inner.event_fds()
-    }
-    fn take_events(&self, sink: &mut dyn FnMut(HostEvent)) {
-        self.inner.take_events(&mut |event| {
-            self.taken.set();
-            sink(event);
-        });
-    }
-    fn respond(&self, cookie: Cookie, answer: Answer) -> Result<(), HostError> {
-        self.answering.set();
-        let result = self.inner.respond(cookie, answer);
-        self.answered.set();
-        result
-    }
-    fn remove_endpoint(&self, endpoint: EndpointId) {
-        self.inner.remove_endpoint(endpoint);
-    }
-}
+/// A host, and when it was called.
+pub type TimedHost<H> = WatchedHost<H, Stamps>;

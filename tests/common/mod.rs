@@ -17,6 +17,7 @@ pub mod queue;
 pub mod ram;
 pub mod requests;
 pub mod server;
+pub mod watched_host;
 
 pub use guest::{Answer, Guest, GuestOptions};
 pub use program::{Program, binary, program_in, program_on};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What one front-end does wrong costs that front-end, and no later one.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,19 +10,15 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserHeaderFlag;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vhost_device_iommu::device::DeviceConfig;
-use vhost_device_iommu::host::mapping::{IovaRange, Mapping};
+use vhost_device_iommu::host::Requester;
 use vhost_device_iommu::host::soft::{SoftHost, Transfer, block_on, default_properties};
-use vhost_device_iommu::host::{
-    Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
-    MemoryError, MemoryRegion, Requester, Translations,
-};
-use vhost_device_iommu::spec::{DomainId, EndpointId, Iova};
-use vm_memory::GuestMemoryMmap;
+use vhost_device_iommu::spec::{EndpointId, Iova};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::OK;
 use crate::common::guest::{EVENTS, REQUESTS};
 use crate::common::requests::attach;
+use crate::common::watched_host::{Watch, WatchedHost};
 use crate::common::{Guest, GuestOptions, Server, ServerOptions, ram, wait_until};
 
 const ENDPOINT: u32 = 8;
@@ -237,84 +233,18 @@ fn a_region_that_is_longer_than_its_file_is_refused() {
     works(&server, &mut connect(&server));
 }
 
-/// A host that panics once when memory comes.
-struct Panicky {
-    host: SoftHost,
-    panics: AtomicBool,
+/// Makes a host panic once, when memory comes.
+#[derive(Default)]
+struct Panic {
+    spent: AtomicBool,
 }
 
-impl Host for Panicky {
-    fn update_memory(
-        &self,
-        memory: &GuestMemoryMmap,
-        removed: &[MemoryRegion],
-        added: &[MemoryRegion],
-    ) -> Result<(), Vec<MemoryError>> {
+impl Watch for Panic {
+    fn memory_changes(&self) {
         assert!(
-            !self.panics.swap(false, Ordering::AcqRel),
+            self.spent.swap(true, Ordering::AcqRel),
             "on purpose, of a test"
         );
-        self.host.update_memory(memory, removed, added)
-    }
-
-    fn limits(&self) -> Limits {
-        self.host.limits()
-    }
-
-    fn has_endpoint(&self, endpoint: EndpointId) -> bool {
-        self.host.has_endpoint(endpoint)
-    }
-
-    fn properties(&self, endpoint: EndpointId) -> Option<EndpointProperties> {
-        self.host.properties(endpoint)
-    }
-
-    fn create_domain(&self, domain: DomainId, by: Translations) -> Result<(), HostError> {
-        self.host.create_domain(domain, by)
-    }
-
-    fn destroy_domain(&self, domain: DomainId) {
-        self.host.destroy_domain(domain);
-    }
-
-    fn attach(&self, requester: Requester, to: Attachment) -> Result<(), HostError> {
-        self.host.attach(requester, to)
-    }
-
-    fn map(&self, domain: DomainId, mapping: &Mapping) -> Result<(), HostError> {
-        self.host.map(domain, mapping)
-    }
-
-    fn unmap(
-        &self,
-        domain: DomainId,
-        range: IovaRange,
-        removed: &[Mapping],
-    ) -> Result<(), HostError> {
-        self.host.unmap(domain, range, removed)
-    }
-
-    fn invalidate(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
-        self.host.invalidate(domain, range)
-    }
-    fn joins_unmaps(&self) -> bool {
-        self.host.joins_unmaps()
-    }
-
-    fn event_fds(&self) -> Vec<RawFd> {
-        self.host.event_fds()
-    }
-
-    fn take_events(&self, sink: &mut dyn FnMut(HostEvent)) {
-        self.host.take_events(sink);
-    }
-
-    fn respond(&self, cookie: Cookie, answer: Answer) -> Result<(), HostError> {
-        self.host.respond(cookie, answer)
-    }
-
-    fn remove_endpoint(&self, endpoint: EndpointId) {
-        self.host.remove_endpoint(endpoint);
     }
 }
 
@@ -326,11 +256,8 @@ fn a_panic_while_a_message_is_answered_costs_its_connection() {
         host.add_endpoint(EndpointId(id), default_properties())
             .expect("an endpoint");
     }
-    let host = Arc::new(Panicky {
-        host,
-        panics: AtomicBool::new(true),
-    });
-    let server = Server::over(host, options);
+    let host = WatchedHost::<_, Panic>::new(Arc::new(host));
+    let server = Server::over(Arc::new(host), options);
     let stream = UnixStream::connect(&server.path).expect("a connection");
     let guest = Guest::prepare(stream, &GuestOptions::default());
     guest

@@ -232,6 +232,9 @@ static void show_completion(struct words words)
 	   (unsigned long long)descriptor.fault, descriptor.groups, descriptor.retries);
 }
 
+/* When each engine was started last. */
+static uint64_t started[ENGINES];
+
 static void start(struct words words)
 {
 	uint32_t control = ENGINE_CONTROL_INTERRUPT, fetch_pasid = 0;
@@ -252,6 +255,7 @@ static void start(struct words words)
 	}
 	/* UIO has one interrupt. What the engine has said to a process before this one is of no interest. */
 	uint32_t vector = device->registers ? 0 : engine;
+	started[engine] = now_ns();
 	bool good = engine_set(device, engine, ENGINE_CONTROL, control) && engine_set(device, engine, ENGINE_VECTOR, vector) &&
 		    engine_set(device, engine, ENGINE_INTERRUPT, UINT32_MAX) &&
 		    engine_set(device, engine, ENGINE_FETCH_PASID, fetch_pasid) && engine_set(device, engine, ENGINE_HEAD, head) &&
@@ -303,7 +307,8 @@ static void wait_for_end(struct words words)
 	if (!engine_get(device, engine, ENGINE_STATUS, &status) ||
 	    !engine_set(device, engine, ENGINE_INTERRUPT, causes))
 		return fail_errno("registers");
-	ok("outcome=%s state=%u causes=%#x", outcome_name(status >> 8), status & 0xff, causes);
+	ok("outcome=%s state=%u causes=%#x took=%llu", outcome_name(status >> 8), status & 0xff, causes,
+	   (unsigned long long)(now_ns() - started[engine]));
 }
 
 static void reset_engine(struct words words)

@@ -30,6 +30,7 @@ extern const struct command engine_commands[];
 extern const struct command uio_commands[];
 extern const struct command memory_commands[];
 extern const struct command churn_commands[];
+extern const struct command timing_commands[];
 extern const struct command endpoint_test_commands[];
 extern const struct command edu_commands[];
 extern const struct command disk_commands[];

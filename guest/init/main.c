@@ -118,7 +118,8 @@ bool run_words(struct words words)
 {
 	static const struct command *const tables[] = {
 		file_commands, pci_commands, vfio_commands, fault_commands, paging_commands, engine_commands, uio_commands,
-		memory_commands, churn_commands, endpoint_test_commands, edu_commands, disk_commands, log_commands, process_commands, system_commands,
+		memory_commands, churn_commands, timing_commands, endpoint_test_commands, edu_commands, disk_commands, log_commands,
+		process_commands, system_commands,
 	};
 
 	for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)

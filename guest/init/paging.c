@@ -35,7 +35,8 @@ static bool map_page(const char *space, uint64_t address)
 }
 
 /* Maps the pages of a group and answers it: INVALID when one of them is in no buffer. */
-static bool serve(struct table *table, const char *space, const struct iommufd_fault *group, int count, uint64_t read)
+static bool serve(struct table *table, const char *space, const struct iommufd_fault *group, int count, uint64_t read,
+		  bool quiet)
 {
 	struct course course = { .read = read, .success = true };
 
@@ -46,19 +47,22 @@ static bool serve(struct table *table, const char *space, const struct iommufd_f
 	if (write(table->fd, &answer, sizeof answer) != sizeof answer)
 		return false;
 	course.answered = now_ns();
-	for (int i = 0; i < count; i++)
+	for (int i = 0; i < count && !quiet; i++)
 		show(&group[i], &course);
 	return true;
 }
 
-/* Serves that many groups, a line for each page as soon as it is served. */
+/* Serves that many groups, a line for each page as soon as it is served; without lines with a word more. */
 static void page_in(struct words words)
 {
 	struct iommufd_fault faults[MOST_FAULTS];
 	struct table *table = table_named(words.word[0]);
 	const char *space = words.word[1];
 	uint64_t groups, seconds;
+	bool quiet = words.count > 4;
 
+	if (quiet && strcmp(words.word[4], "quiet"))
+		return fail("%s: it is quiet, or it is not", words.word[4]);
 	if (!table || !space_named(space) || !number(words.word[2], &groups) || !number(words.word[3], &seconds))
 		return;
 	while (groups) {
@@ -73,7 +77,7 @@ static void page_in(struct words words)
 		for (int i = 0, first = 0, count = length / sizeof *faults; i < count; i++) {
 			if (!(faults[i].flags & IOMMUFD_FAULT_LAST_PAGE))
 				continue;
-			if (!serve(table, space, &faults[first], i + 1 - first, start))
+			if (!serve(table, space, &faults[first], i + 1 - first, start, quiet))
 				return fail_errno("write");
 			first = i + 1;
 			groups -= !!groups;
@@ -83,6 +87,6 @@ static void page_in(struct words words)
 }
 
 const struct command paging_commands[] = {
-	{ "page-in", 4, 4, page_in },
+	{ "page-in", 4, 5, page_in },
 	{ NULL, 0, 0, NULL },
 };

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  crate acpi_tables 0.2.1 (rust-vmm/acpi_tables), module viot
-# Behaviour: The checksum of a VIOT is kept up to date as nodes are added: one more for each node, as if the number of nodes
-#            were a single byte. It has two. From 256 nodes on the checksum is wrong, by one for each 256 nodes, and nothing
-#            says so. A reader that checks it drops the table.
-# Seen:      The bytes of the table add up to 0 with 2 and 255 nodes, to 1 with 256, to 2 with 512; the node count and the
-#            length are right.
+# Behaviour: The crate updates the checksum of a VIOT each time a node is added. It counts the nodes as if their number were one
+#            byte, and the table has two bytes for it. From 256 nodes on the checksum is too small by one for each 256 nodes. The
+#            crate reports no error. A reader that verifies the checksum drops the table.
+# Seen:      The bytes of the table add up to 0 with 2 and with 255 nodes, to 1 with 256, and to 2 with 512. The number of nodes
+#            and the length in the table are right.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  crate acpi_tables 0.2.1 (rust-vmm/acpi_tables), module viot
-# Behaviour: A range of PCI functions in a VIOT begins with the endpoint ID of its first function. PciRange takes bus, device
-#            and function for it and leaves the PCI segment out, and there is no way to say another ID. So functions of two
-#            segments that differ in the segment only get the same IDs under the same IOMMU.
-#            The table's revision is 1, where that of QEMU 11.1.3 for its own virtio-iommu has 0.
-# Seen:      Ranges for 0000:00:05.0 and 0001:00:05.0 behind one IOMMU: both begin with endpoint ID 40.
+# Behaviour: A range of PCI functions in a VIOT begins with the endpoint ID of its first function. PciRange makes this ID from
+#            bus, device and function, and leaves the PCI segment out. A caller cannot choose another ID. So two functions that
+#            differ only in their segment get the same ID behind the same IOMMU.
+# Seen:      Ranges for 0000:00:05.0 and 0001:00:05.0 behind one IOMMU both begin with endpoint ID 40. The table's revision is 1;
+#            in QEMU 11.1.3's table for its own virtio-iommu it is 0.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  PyPI avocado-framework 113.0, with Python's unittest
-# Behaviour: avocado runs each test method of a unittest class in a process of its own, and each of these has the class's
-#            setUpClass() and tearDownClass(). What a class sets up once to share it, such as a machine that boots, is set up once
-#            for each test, and several times at once, as tests run in parallel.
-# Seen:      A class of three tests: setUpClass() three times in three processes; with python3 -m unittest once.
+# Behaviour: avocado runs each test method of a unittest class in a process of its own. Each of these processes calls the class's
+#            setUpClass() and tearDownClass(). So a machine that a class boots for all its tests is booted once for each test.
+#            Tests run in parallel, so several of these machines run at the same time.
+# Seen:      A class has three tests. avocado calls setUpClass() three times, in three processes. python3 -m unittest calls it
+#            once.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  PyPI avocado-framework 113.0, with Python's unittest
-# Behaviour: A test marked with unittest.expectedFailure that passes is an unexpected success, which makes a run of unittest fail:
-#            the mark is out of date. avocado counts it as PASS and ends with status 0, as it does for one that fails as expected.
-#            What a project has marked is never unmarked there.
-# Seen:      Two marked tests, one fails and one passes: python3 -m unittest "FAILED (expected failures=1, unexpected successes=1)",
-#            status 1; avocado PASS 2, status 0.
+# Behaviour: If a test that is marked with unittest.expectedFailure passes, the mark is out of date. unittest calls this an
+#            unexpected success and fails the run. avocado counts the test as PASS and ends with status 0, the same as for a test
+#            that fails as expected. So a project that runs avocado alone never learns that a mark is out of date.
+# Seen:      Of two marked tests, one fails and one passes. python3 -m unittest says "FAILED (expected failures=1, unexpected
+#            successes=1)" and ends with status 1. avocado says PASS 2 and ends with status 0.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  crate clap 4.6.7 with feature wrap_help
-# Behaviour: Text behind the options (after_help), where examples of commands stand, is wrapped at the terminal's width, and at 100
-#            columns where the output is no terminal. Lines of a command that are longer come out in pieces without a backslash;
-#            where the line ends in one, it moves to a line of its own. What was pasted from the help then runs half a command.
-#            Lines broken by hand below that width stay as they are.
-# Seen:      A line of 101 characters that ends in a backslash, help into a pipe: the backslash is alone on the next line.
+# Behaviour: clap wraps the text behind the options (after_help) at the width of the terminal, or at 100 columns if the output is
+#            no terminal. Examples of commands stand there. clap breaks a longer command without a backslash. If the line ends in
+#            a backslash, the backslash moves to a line of its own. So a command that is pasted from the help runs by half. Lines
+#            that the author broke below that width stay as they are.
+# Seen:      A line of 101 characters ends in a backslash, and the help goes into a pipe: the backslash is alone on the next line.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -3,10 +3,11 @@
 #
 # Software:  Debian's packaged kernels for amd64: 6.12.117-1 (trixie) and 7.3.4-1~bpo13+1 (trixie-backports),
 #            configuration in linux-config-*
-# Behaviour: They are built without iommufd, and so without VFIO's character devices: /dev/iommu and /dev/vfio/devices/vfioN do not
-#            exist, whatever the machine has, and no module brings them. VFIO itself is there with groups and containers, which have
-#            no page requests, no PASIDs and no nesting. A VMM's iommufd options fail on a stock Debian host.
-# Seen:      "# CONFIG_IOMMUFD is not set" in every flavour of both; CONFIG_VFIO_GROUP=y; no CONFIG_VFIO_DEVICE_CDEV.
+# Behaviour: These kernels are built without iommufd, and so without VFIO's character devices. No module adds them: /dev/iommu and
+#            /dev/vfio/devices/vfioN do not exist on any machine. VFIO is there with groups and containers, which have no page
+#            requests, no PASIDs and no nesting. The iommufd options of a VMM fail on a stock Debian host.
+# Seen:      Every flavour of both kernels has "# CONFIG_IOMMUFD is not set" and CONFIG_VFIO_GROUP=y, and no
+#            CONFIG_VFIO_DEVICE_CDEV.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -3,11 +3,11 @@
 #
 # Software:  Linux 7.3.4 (Debian 7.3.4-1~bpo13+1, trixie-backports, linux-binary-7.3.4+deb13-amd64), Intel IOMMU driver,
 #            in QEMU 11.1.3 with intel-iommu
-# Behaviour: The trace event iommu:io_page_fault, made for accesses that an IOMMU has blocked, is not raised for the Intel one.
-#            What its driver says of them is a line in the kernel's log, and these are limited to a few in five seconds for all devices
-#            together. So most blocked accesses leave no line and no event of their own.
-# Seen:      A device makes 40 accesses to addresses that are not mapped, one after the other in about 5 seconds: 6 lines of the log,
-#            "dmar_fault: 74 callbacks suppressed", and no io_page_fault, which was enabled.
+# Behaviour: When an IOMMU blocks an access, the kernel can raise the trace event iommu:io_page_fault. The Intel driver does not
+#            raise it. The Intel driver writes a line to the kernel's log, and the kernel limits these lines to a few in five
+#            seconds, for all devices together. So most blocked accesses leave neither a line nor an event.
+# Seen:      The event is enabled, and a device makes 40 accesses to addresses that are not mapped, in about 5 seconds. The log
+#            has 6 lines and "dmar_fault: 74 callbacks suppressed". There is no event.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  QEMU 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1, trixie-backports), device amd-iommu with dma-remap=on
-# Behaviour: When the emulated AMD IOMMU blocks a device's access, the event that it writes into its log has no address and no
-#            domain: both are 0. Its flags say what the access was in the wrong bits (GN for a read, NX for a write), beside I,
-#            which is for interrupts; RW is clear for both. A guest's driver cannot tell where a device went wrong.
-# Seen:      A device with ID 0x28 in domain 5 and an empty page table reads 4 bytes at 0x1234000 and writes there: both are blocked,
-#            and the log has events of type 2 (IO_PAGE_FAULT) with domain 0, flags 0x009 and 0x00a, address 0.
+# Behaviour: When the emulated AMD IOMMU blocks an access, it writes an event into its log. The address and the domain in the
+#            event are 0. The flags describe the access in the wrong bits: GN is set for a read and NX for a write. I, which
+#            stands for interrupts, is set too. RW is clear for both. A guest's driver cannot find out from this where the device
+#            went wrong.
+# Seen:      A device with ID 0x28 is in domain 5, whose page table is empty. It reads 4 bytes at 0x1234000, and writes there. The
+#            IOMMU blocks both accesses. Its log has two events of type 2 (IO_PAGE_FAULT) with domain 0, address 0, and flags
+#            0x009 and 0x00a.
 set -euo pipefail
 
 work=$(mktemp -d)

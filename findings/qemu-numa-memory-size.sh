@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  QEMU 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1, trixie-backports)
-# Behaviour: A memory backend of 1 GiB as the machine's memory (-machine memory-backend=) sets the machine's size. The same backend
-#            as the only NUMA node (-numa node,memdev=), as documents of vhost-user show it, does not: the size stays 128 MiB, and
-#            QEMU refuses to start until -m says the same once more.
-# Seen:      "total memory for NUMA nodes (0x40000000) should equal RAM size (0x8000000)"; with memory-backend= it is 1 GiB.
+# Behaviour: If a memory backend of 1 GiB is the memory of the machine (-machine memory-backend=), QEMU takes the machine's size
+#            from it. If the same backend is the memory of the only NUMA node (-numa node,memdev=), QEMU does not: the size stays
+#            128 MiB, and QEMU does not start. Documents of vhost-user show the second form. It needs the size a second time, in
+#            -m.
+# Seen:      With -numa alone QEMU says "total memory for NUMA nodes (0x40000000) should equal RAM size (0x8000000)". With
+#            memory-backend= the machine has 1 GiB.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  PyPI qemu.qmp 0.0.6
-# Behaviour: The client sends a command without a line end and waits for the answer. QEMU reads objects, wherever they end. A server
-#            that reads lines, as most examples of QMP are printed and QEMU's own answers come, waits for ever for the rest.
-# Seen:      connect() to a server that only looks at bytes: {"execute":"qmp_capabilities","arguments":{}} and no line end.
+# Behaviour: The client sends a command without a line end, and waits for the answer. QEMU reads JSON objects and needs no line
+#            end. A server that reads lines waits for the rest for ever. Such a server looks right: QEMU's own answers are lines,
+#            and so are most printed examples of QMP.
+# Seen:      connect() to a server that only looks at bytes: the client sends {"execute":"qmp_capabilities","arguments":{}} and no
+#            line end.
 set -euo pipefail
 
 work=$(mktemp -d)

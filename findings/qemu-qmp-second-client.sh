@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  QEMU 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1, trixie-backports), -qmp unix:PATH,server=on,wait=off
-# Behaviour: A QMP socket has one client at a time. A second one is not refused: its connect() succeeds, and then nothing comes, no
-#            greeting and no end of file, until the first one leaves; then it is served as if nothing had been. A client wants a
-#            time limit for the greeting, and a monitor of its own.
-# Seen:      The second client has no greeting while the first asks and is answered ten times, and has it when the first has closed.
+# Behaviour: A QMP socket has one client at a time. QEMU does not refuse a second client: its connect() succeeds. Then QEMU sends
+#            it nothing, neither a greeting nor an end of file, until the first client leaves. After that QEMU serves the second
+#            client as usual. So a client needs a time limit for the greeting, and a monitor that no other client uses.
+# Seen:      The first client asks ten times and is answered ten times. All that time the second client has no greeting. It has
+#            one when the first has closed its connection.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  QEMU 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1, trixie-backports), vfio-user-pci
-# Behaviour: The socket of vfio-user-pci can be given in JSON only. The dotted form of the same address, which -blockdev, -netdev
-#            and other options take for such structures, is refused, with a message that speaks of a missing property.
-# Seen:      -device vfio-user-pci,socket.type=unix,socket.path=P: "Property 'vfio-user-pci.socket.type' not found".
-#            The same as JSON: QEMU connects to P.
+# Behaviour: The socket of vfio-user-pci can only be given in JSON. -blockdev, -netdev and other options also take such an address
+#            in dotted form. -device refuses the dotted form, with a message about a missing property.
+# Seen:      -device vfio-user-pci,socket.type=unix,socket.path=P: "Property 'vfio-user-pci.socket.type' not found". With the same
+#            address as JSON, QEMU connects to P.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  QEMU 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1, trixie-backports), vhost-user-test-device-pci
-# Behaviour: A guest's write to one byte of the device's configuration reaches the vhost-user back-end as SET_CONFIG of the whole
-#            space: offset 0, all bytes, what QEMU has read before beside what the guest has written, read-only fields included.
-#            It comes as soon as the guest writes, before the driver has said DRIVER_OK or even negotiated features. A back-end
-#            that checks what is written has to compare with what it has, and look for the byte that differs. And QEMU asks for
-#            the configuration at the guest's first read only, not when it connects.
-# Seen:      40 bytes of configuration; the guest writes 0x5a to byte 36 and nothing else: SET_CONFIG, offset 0, size 40.
+# Behaviour: When the guest writes one byte of the device's configuration, QEMU sends SET_CONFIG with all of it, from offset 0.
+#            The other bytes are those that QEMU has read before, read-only fields included. QEMU sends the message at once, also
+#            before DRIVER_OK and before features are negotiated. So a back-end that checks writes must compare the message with
+#            its own configuration, and look for the byte that differs. QEMU reads the configuration at the guest's first read,
+#            not when it connects.
+# Seen:      The configuration has 40 bytes. The guest writes 0x5a to byte 36 and nothing else. QEMU sends SET_CONFIG with offset
+#            0 and size 40.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  QEMU 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1, trixie-backports), vhost-user-test-device-pci
-# Behaviour: With guest memory that cannot be shared (plain -m) QEMU starts, makes the vhost-user device and negotiates with the
-#            back-end, without a warning. That the device can never work comes out when the guest's driver sets DRIVER_OK: then
-#            there is an error on QEMU's standard error, and the back-end gets SET_FEATURES and nothing more. The guest reads
-#            DRIVER_OK back and is not told (no DEVICE_NEEDS_RESET, no FAILED): its driver waits for answers. A back-end can say
-#            what is wrong when features come and no memory follows.
-# Seen:      Status 15 after DRIVER_OK; messages: SET_FEATURES. "consider using -object memory-backend-file share=on" from QEMU.
+# Behaviour: If guest memory cannot be shared (-m alone), QEMU starts without a warning, makes the vhost-user device and
+#            negotiates with the back-end. The device can never work. QEMU notices when the guest's driver sets DRIVER_OK. Then it
+#            prints an error, and sends the back-end SET_FEATURES and nothing more. The guest's driver reads DRIVER_OK back,
+#            without DEVICE_NEEDS_RESET or FAILED, and waits for answers. A back-end that gets features and no memory can report
+#            the cause.
+# Seen:      After DRIVER_OK the status is 15, and QEMU has sent SET_FEATURES. QEMU prints "consider using -object
+#            memory-backend-file share=on".
 set -euo pipefail
 
 work=$(mktemp -d)

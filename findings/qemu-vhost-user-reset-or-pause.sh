@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  QEMU 11.1.3 (Debian 1:11.1.3+ds-1~bpo13+1, trixie-backports), vhost-user-test-device-pci
-# Behaviour: A vhost-user back-end of the generic device cannot tell the reset of the device by the guest's driver from a pause of
-#            the machine (QMP stop): QEMU sends the same messages for both, and the same ones when the device starts again.
-#            RESET_DEVICE is not used, though the back-end offers it, and neither is SET_STATUS. What is left are signs, such as
-#            where the rings stood, or what QMP says besides.
-# Seen:      Both: SET_VRING_ENABLE twice, GET_VRING_BASE twice (two queues).
+# Behaviour: When the guest's driver resets the generic vhost-user device, QEMU sends the same messages as for a pause of the
+#            machine (QMP stop). The messages at the next start are the same too. QEMU sends no RESET_DEVICE, though the back-end
+#            offers it, and no SET_STATUS. So a back-end cannot distinguish the two by messages. It can look at where the rings
+#            start again, or ask QEMU over QMP.
+# Seen:      With two queues, QEMU sends SET_VRING_ENABLE twice and GET_VRING_BASE twice, for a reset and for a pause.
 set -euo pipefail
 
 work=$(mktemp -d)

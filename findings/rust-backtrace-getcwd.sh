@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  Rust's standard library (1.95.0; the version that runs is printed), with crate seccompiler 0.5.0
-# Behaviour: A panic with RUST_BACKTRACE=1 asks the kernel for the working directory, to print paths of source files relative to
-#            it. A system call filter made from what the program does in its life does not have getcwd, and takes effect in the
-#            first panic, where the message was wanted most. Such a filter should allow it, or refuse it with an error.
-# Seen:      Without a filter the frame of main() is at ./src/main.rs. With a filter that answers getcwd with EPERM, and allows all
-#            else, it has the absolute path.
+# Behaviour: If RUST_BACKTRACE=1 is set, a panic asks the kernel for the working directory, and prints paths of source files
+#            relative to it. Nothing else in a program may need getcwd, so a system call filter that was made from watching the
+#            program does not allow it. Such a filter takes effect in the first panic, where the message is needed most. The
+#            filter should allow getcwd, or refuse it with an error.
+# Seen:      Without a filter the frame of main() is at ./src/main.rs. With a filter that allows everything else and answers
+#            getcwd with EPERM, the frame has the absolute path.
 set -euo pipefail
 
 work=$(mktemp -d)

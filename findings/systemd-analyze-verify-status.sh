@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  systemd 252 (Debian 12: 252.39-1~deb12u2), systemd-analyze verify
-# Behaviour: A unit with a key that systemd does not know, misspelt or of a later version, passes verify with status 0: there is a
-#            line on standard error, "ignoring", and the setting will not take effect. A check in a script or in CI that looks at
-#            the status misses a hardening option that is not in force. With --recursive-errors=yes the status is 1.
+# Behaviour: If a unit has a key that systemd does not know, verify prints a line with "ignoring" to standard error and ends with
+#            status 0. The key may be misspelt, or of a later version; the setting takes no effect. So a script that looks at the
+#            status misses a hardening option that is not in force. With --recursive-errors=yes the status is 1.
 # Seen:      ProtectSytem=strict (for ProtectSystem): "Unknown key 'ProtectSytem' in section [Service], ignoring.", status 0.
 set -euo pipefail
 

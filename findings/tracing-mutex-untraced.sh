@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  crate tracing-mutex 0.3.3 (bertptrs/tracing-mutex), with its feature parking_lot
-# Behaviour: The crate's locks notice when two of them are taken in both orders, and panic. It has two modules with a Mutex
-#            for parking_lot: `parkinglot` and `parking_lot`. The feature was renamed from the first to the second, and the
-#            compiler's warning for the old feature says so; the module was not renamed. `parking_lot` is parking_lot
-#            itself: its Mutex has the same methods, compiles in every place, and notices nothing.
-# Seen:      Two locks are taken in one order and then in the other, on one thread. With `tracing_mutex::parkinglot::Mutex`
-#            the second order panics. With `tracing_mutex::parking_lot::Mutex` it does not; the compiler says that the path
-#            is deprecated, not that the locks are others.
+# Behaviour: The crate's locks panic when two of them are taken in both orders. The crate has two modules with a Mutex for
+#            parking_lot, `parkinglot` and `parking_lot`. `parkinglot` has the traced locks. `parking_lot` is the crate
+#            parking_lot itself: its Mutex has the same methods and compiles in the same places, and is not traced. The feature
+#            for both was renamed from `parkinglot` to `parking_lot`; the module with the traced locks kept its name.
+# Seen:      One thread takes two locks in one order, and then in the other. With `tracing_mutex::parkinglot::Mutex` the second
+#            order panics. With `tracing_mutex::parking_lot::Mutex` it does not. The compiler warns that this path is deprecated,
+#            and does not say that its locks are not traced.
 set -euo pipefail
 
 work=$(mktemp -d)

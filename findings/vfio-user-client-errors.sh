@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  crate vfio_user 0.1.7 (rust-vmm/vfio-user), its client
-# Behaviour: dma_map() and reset() read the server's reply and do not look at its error bit: they are Ok when the server has
-#            refused. A user of the client has no other way to hear of it.
-# Seen:      A server that answers each DMA_MAP and DEVICE_RESET with an error: both calls return Ok(()).
+# Behaviour: dma_map() and reset() read the server's reply and do not look at its error bit. They return Ok if the server has
+#            refused. A user of the client cannot learn of the refusal in another way.
+# Seen:      A server answers each DMA_MAP and DEVICE_RESET with an error. Both calls return Ok(()).
 set -euo pipefail
 
 work=$(mktemp -d)

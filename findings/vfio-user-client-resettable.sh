@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  crate vfio_user 0.1.7 (rust-vmm/vfio-user), its client
-# Behaviour: Client::resettable() says the opposite of what the server said: the bit VFIO_DEVICE_FLAGS_RESET in the server's
-#            answer to DEVICE_GET_INFO makes it false, and its absence makes it true.
-# Seen:      The crate's own server, made with resettable = true: the client has false. Made with false: true.
+# Behaviour: Client::resettable() returns the opposite of the server's answer. If VFIO_DEVICE_FLAGS_RESET is set in the answer to
+#            DEVICE_GET_INFO, it returns false. If the flag is clear, it returns true.
+# Seen:      The crate's own server is made with resettable = true: the client returns false. Made with false: the client returns
+#            true.
 set -euo pipefail
 
 work=$(mktemp -d)

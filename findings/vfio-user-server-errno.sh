@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  crate vfio_user 0.1.7 (rust-vmm/vfio-user), its server
-# Behaviour: The protocol's reply to a request that failed has the error bit and an errno. When a method of ServerBackend fails,
-#            the server sets the bit and leaves the number 0, whatever the method's io::Error carries: only the server's own
-#            complaints about a message have a number (EINVAL). A client that turns the number into a result finds no
-#            error in it.
-# Seen:      dma_map() fails with ENOSPC (28): the reply has flags 0x21 (reply, error) and error 0.
+# Behaviour: The reply to a failed request has an error bit and an errno. If a method of ServerBackend fails, the server sets the
+#            bit and leaves the errno 0, whatever errno the method's io::Error has. Only the server's own complaints about a
+#            message have an errno (EINVAL). A client that makes a result of the errno sees a success.
+# Seen:      dma_map() fails with ENOSPC (28). The reply has flags 0x21 (reply, error) and error 0.
 set -euo pipefail
 
 work=$(mktemp -d)

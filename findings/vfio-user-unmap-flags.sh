@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  crate vfio_user 0.1.7 (rust-vmm/vfio-user), its server
-# Behaviour: The flags of DMA_UNMAP are those of Linux's VFIO: 1 asks for the dirty bitmap, 2 means everything. The crate names
-#            2 GET_DIRTY_PAGE_INFO and 4 UNMAP_ALL, so a server that looks for UNMAP_ALL does not see it, and sees a question
-#            for dirty pages that was not asked.
-# Seen:      A client unmaps everything with the flag of the crate vfio-bindings 0.7.0, VFIO_DMA_UNMAP_FLAG_ALL = 2: the server's
-#            backend gets GET_DIRTY_PAGE_INFO and not UNMAP_ALL.
+# Behaviour: DMA_UNMAP has the flags of Linux's VFIO: 1 asks for the dirty bitmap, 2 means all mappings. The crate calls 2
+#            GET_DIRTY_PAGE_INFO, and 4 UNMAP_ALL. So a server that tests for UNMAP_ALL misses it, and sees a request for dirty
+#            pages that no client made.
+# Seen:      A client unmaps everything with VFIO_DMA_UNMAP_FLAG_ALL = 2 of the crate vfio-bindings 0.7.0. The server's backend
+#            gets GET_DIRTY_PAGE_INFO, and not UNMAP_ALL.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  crate vhost-user-backend 0.24.0 (rust-vmm/vhost)
-# Behaviour: VhostUserDaemon::wait() returns an error when the front-end closes its socket between two messages, which is how every
-#            connection ends in good order. A connection that was reset is Ok. serve() turns the error into Ok; a back-end that
-#            calls start() and wait(), as one does that serves again, has to do it itself.
+# Behaviour: If the front-end closes its socket between two messages, VhostUserDaemon::wait() returns an error. Every connection
+#            that ends in good order ends like this. If the connection was reset, wait() returns Ok. serve() turns the error into
+#            Ok. A back-end that serves one connection after the other calls start() and wait(), and has to do the same itself.
 # Seen:      A front-end asks for the features and closes: Err(HandleRequest(Disconnected)).
 set -euo pipefail
 

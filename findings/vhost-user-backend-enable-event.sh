@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  crate vhost-user-backend 0.24.0 (rust-vmm/vhost)
-# Behaviour: handle_event() is called for a queue when its ring is enabled, though nobody has kicked it and the available ring may
-#            be empty: a device that counts kicks, or takes a call for a new buffer, counts one too many at each start. And the
-#            number it gets is not the queue's: with queues_per_thread() it is the position among the queues of that worker.
-# Seen:      Two queues in two workers; the front-end enables queue 1 without a kick: handle_event() with 0 in worker 1, where one
-#            queue is. A kick afterwards: the same again.
+# Behaviour: The daemon calls handle_event() for a queue when its ring is enabled. The driver has not kicked then, and the
+#            available ring can be empty. So a device that counts calls as kicks counts one too many at each start. The number
+#            that handle_event() gets is not the queue's: with queues_per_thread() it is the position among the queues of that
+#            worker.
+# Seen:      Two queues have a worker each. The front-end enables queue 1 without a kick: handle_event() gets 0, in worker 1.
+#            After a kick it gets 0 in worker 1 again.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  crate vhost-user-backend 0.24.0 (rust-vmm/vhost)
-# Behaviour: A VhostUserDaemon serves one connection, so a back-end that outlives its front-end makes a new one each time. When a
-#            daemon is dropped, the consumer of each worker's exit event, which the backend gave away in exit_event(), stays open:
-#            one descriptor for each worker and connection, for the life of the process. What a backend registers by itself for
-#            the end of its workers, it can close.
-# Seen:      Four daemons of two workers each, made, ended and dropped: the threads are gone, and 8 descriptors more are open.
+# Behaviour: A VhostUserDaemon serves one connection, so a back-end that outlives its front-end makes a daemon for each
+#            connection. exit_event() gives the daemon the consumer of each worker's exit event. When the daemon is dropped, these
+#            consumers stay open: one descriptor for each worker and connection, until the process ends. If a backend ends its
+#            workers by an event that it registers itself, it can close that event.
+# Seen:      Four daemons with two workers each are made, ended and dropped. Their threads are gone, and 8 descriptors more are
+#            open.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  crate virtio-queue 0.18.0 (rust-vmm/vm-virtio)
-# Behaviour: needs_notification() is for sending the driver no interrupt that it does not want. It knows VIRTIO_F_EVENT_IDX only.
-#            Without that feature a driver asks for silence with VRING_AVAIL_F_NO_INTERRUPT in the available ring's flags; the
-#            method never reads them and is always true. A device that wants to honour the flag has to read it itself.
-# Seen:      EVENT_IDX not negotiated, flags = 1 in guest memory, one buffer used: true, as with flags = 0.
+# Behaviour: needs_notification() says whether the driver wants an interrupt. It knows VIRTIO_F_EVENT_IDX only. A driver without
+#            that feature sets VRING_AVAIL_F_NO_INTERRUPT in the available ring's flags if it wants none. needs_notification()
+#            does not read these flags and always returns true. A device that honours the flag has to read it itself.
+# Seen:      EVENT_IDX is not negotiated, the flags in guest memory are 1, and one buffer was used: true, as with flags = 0.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # Software:  crate vm-memory 0.18.0 (rust-vmm/vm-memory), GuestMemoryMmap
-# Behaviour: Guest memory may be one range in two regions, as it is where a machine has several modules of memory or a hole was
-#            filled later. check_range() says that a buffer across the border is there, and write() and write_obj() serve it;
-#            get_slice() of the very same range fails, with an error that speaks of an invalid backend address. Code that checks
-#            first and takes a slice then works until a guest's buffer lies on a border. get_slices() has all parts.
+# Behaviour: Two regions of guest memory can follow each other without a gap, for example if the machine has several modules of
+#            memory. For a buffer across the border, check_range() returns true, and write() and write_obj() work. get_slice() of
+#            the same range fails, and its error speaks of an invalid backend address. So code that checks first and then takes a
+#            slice works until a buffer of the guest lies on a border. get_slices() returns all parts.
 # Seen:      Regions 0-0xfff and 0x1000-0x1fff, a buffer of 32 bytes at 0xff0: check_range true, write 32 bytes, get_slice an
 #            error, get_slices 16 + 16 bytes.
 set -euo pipefail

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The patched driver (guest/linux/) survives failed allocations during a page request: the debug kernel fails them on
+"""The patched driver (guest/linux/) survives failed allocations during a page request. The debug kernel makes them fail on
 demand."""
 
 from test_debug_kernel import DebugKernel

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Linux guests on Arm, with a device tree and an ITS, pass the tests of x86. Interrupt messages need a reserved region.
+"""Linux guests on Arm, with a device tree and an ITS, pass the tests of x86.
 
 On Arm the IOMMU translates an interrupt message like any write, unless a reserved region of type MSI covers its address.
 """
@@ -134,7 +134,7 @@ class ArmPciEndpointTest(Arm, test_pci_endpoint.PciEndpointTest):
 
 
 class HostWindowTest(Arm, test_pci_endpoint.FunctionTest):
-    """The window that Linux has on hosts on Arm, and that guests of theirs are told."""
+    """Linux on an Arm host reserves a window for interrupt messages, and the back-end reports it to the guest."""
 
     window = (0x800_0000, 0x80F_FFFF)
 
@@ -147,7 +147,7 @@ class HostWindowTest(Arm, test_pci_endpoint.FunctionTest):
 
 
 class RegistersTest(Arm, test_pci_endpoint.FunctionTest):
-    """Without a window the driver maps the doorbell, if the device (`--cfg odd_bits`) offers mappings of registers."""
+    """There is no window, and the device (`--cfg odd_bits`) offers to map registers: the driver maps the doorbell."""
 
     backend = staticmethod(lab.odd_backend)
     window = None
@@ -174,7 +174,7 @@ class RegistersTest(Arm, test_pci_endpoint.FunctionTest):
 
 
 class WithoutWindowTest(Arm, test_pci_endpoint.FunctionTest):
-    """Without a region of MSI the IOMMU translates messages like any write."""
+    """Without a reserved region of type MSI the IOMMU translates interrupt messages like any write."""
 
     window = None
     # Linux 7.2 warns when its driver of the ITS takes back messages that the IOMMU's driver has refused.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The tests of the drivers again, on a kernel that checks itself (guest/kernel/debug.config: lockdep, KASAN and others)
-and on two processors. Every test fails when the guest's log has a report: `FunctionalTest._check`."""
+"""The tests of the drivers again, on the debug kernel and on two processors. The debug kernel checks itself with lockdep,
+KASAN and others (guest/kernel/debug.config). If its log has a report, the test fails: `FunctionalTest._check`."""
 
 import re
 
@@ -34,9 +34,9 @@ CRASH = "/sys/kernel/debug/provoke-crash/DIRECT"
 class DebugKernel:
     """What the classes have in common.
 
-    no5lvl: an interrupt while Linux 7.2 identifies its processor finds the flag for five levels of page tables cleared,
-    and KASAN then takes any address for a wild one. lpj: on a busy machine a second processor cannot measure its delay
-    loop while the first is emulated too; this is about right for 2.5 GHz, and need not be.
+    no5lvl: while Linux 7.2 identifies its processor, the flag for five levels of page tables is clear. If an interrupt
+    comes then, KASAN reports any address as wild. lpj: on a busy machine, a second processor cannot measure its delay
+    loop while the first is emulated too. The value is about right for 2.5 GHz, and does not have to be.
     """
 
     processors = 2
@@ -44,8 +44,9 @@ class DebugKernel:
 
 
 class PcieHotPlug(DebugKernel):
-    """Devices that come and go in slots of PCI Express. pciehp takes its locks in a circle when one comes, and with
-    vfio-pci when one goes (Linux 7.2, with the stock driver too). lockdep goes off with that, and KASAN goes on."""
+    """Devices that come and go in slots of PCI Express. When a device comes, pciehp takes its locks in a circle; when a
+    device of vfio-pci goes, it does so too (Linux 7.2, also with the stock driver). lockdep reports the first circle and
+    then checks nothing more; KASAN goes on."""
 
     kernel = staticmethod(lab.debug_patched_kernel)
     known_trouble = re.compile(
@@ -54,7 +55,7 @@ class PcieHotPlug(DebugKernel):
 
 
 class ReportTest(DebugKernel, FunctionalTest):
-    """A bug on such a kernel does fail a test."""
+    """A bug in the debug kernel fails a test."""
 
     kernel = staticmethod(lab.debug_kernel)
 

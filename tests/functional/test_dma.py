@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""What an endpoint reaches through the mappings that a guest makes with VFIO, on the lab kernel (iommufd) and on
-Debian's packaged kernel (VFIO containers)."""
+"""A guest makes mappings with VFIO, and the endpoint reaches what they map and nothing else. On the lab kernel VFIO uses
+iommufd, on Debian's packaged kernel containers."""
 
 from typing import TYPE_CHECKING
 

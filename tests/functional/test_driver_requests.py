@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""What Linux's drivers negotiate and send, from the bytes of every request in the back-end's log."""
+"""Linux's drivers negotiate the right features and send the right bytes: the back-end's log has those of every request."""
 
 import itertools
 import struct

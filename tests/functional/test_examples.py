@@ -33,7 +33,7 @@ def commands(text: str) -> list[str]:
 
 
 class ExamplesTest(unittest.TestCase):
-    """The three commands that put an IOMMU into a QEMU: the back-end, the table, QEMU."""
+    """Three commands give a guest an IOMMU: one starts the back-end, one makes the table, one starts QEMU."""
 
     def setUp(self) -> None:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Page requests of real DMA in a Linux guest: the fault engine, with the stock driver and with that of guest/linux/."""
+"""The fault engine does DMA in a Linux guest, with the stock driver and with that of guest/linux/ (page requests)."""
 
 from bases.engine import (
     ATS,
@@ -39,7 +39,7 @@ DRIVER = "/sys/bus/virtio/drivers/virtio_iommu"
 
 
 class StockDriverTest(EngineTest):
-    """The driver as it is in Linux knows neither page requests nor PASIDs, and enables nothing."""
+    """The stock driver knows neither page requests nor PASIDs, and enables neither."""
 
     def test_dma_goes_where_it_is_mapped_and_what_is_not_is_a_fault(self):
         guest, control = self.start_function()
@@ -64,7 +64,7 @@ class StockDriverTest(EngineTest):
 
 
 class PageRequestTest(EngineTest):
-    """An engine meets each case of faults, and the patched driver answers."""
+    """An engine meets each kind of fault, and the patched driver answers."""
 
     kernel = staticmethod(lab.patched_kernel)
     shares_machines = True
@@ -300,7 +300,7 @@ class PageRequestTest(EngineTest):
 
 
 class MisuseTest(EngineTest):
-    """What a guest's program does wrong with the engines stays its own trouble."""
+    """A guest's program uses the engines wrongly, and harms only itself."""
 
     kernel = staticmethod(lab.patched_kernel)
     shares_machines = True

@@ -56,7 +56,7 @@ class EmptyCacheTest(unittest.TestCase):
 
 
 class ClosedCacheTest(unittest.TestCase):
-    """What tests look up is never made, and what is there is found."""
+    """Tests find what is in the cache, and never build or fetch anything."""
 
     def setUp(self) -> None:
         scratch = tempfile.TemporaryDirectory(prefix="lab-test-")
@@ -95,7 +95,7 @@ class ClosedCacheTest(unittest.TestCase):
 
 
 class TiedTest(unittest.TestCase):
-    """What tests start ends with them."""
+    """A process that a test has started ends with the test."""
 
     def test_a_process_ends_when_its_starter_is_killed(self):
         script = "import subprocess; from lab_kit.vm.tied import tied; subprocess.run(tied(['sh', '-c', 'echo; exec sleep 600']))"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Drivers, guests and QEMU come and go; the back-end stays.
 
-Not tested: the end of the back-end under a running driver, which is the end of the guest (README).
+Not tested: if the back-end ends while the driver runs, the guest's driver waits forever (README).
 """
 
 import os
@@ -178,7 +178,7 @@ class LifecycleTest(FunctionalTest):
 
 
 class PatchedDriverShutdownTest(FunctionalTest):
-    """QEMU's own virtio-iommu, as ours translates no DMA of QEMU's own devices."""
+    """QEMU's own virtio-iommu stands in for ours, which cannot translate the DMA of QEMU's devices."""
 
     kernel = staticmethod(lab.patched_kernel)
 

@@ -11,7 +11,7 @@ LENGTH = 0x4000
 
 
 class NextKernelTest(FunctionalTest):
-    """kexec, and the kernel after a panic."""
+    """The next kernel comes by kexec, or after a panic."""
 
     def check(self, way: str) -> None:
         """Nothing that one kernel has mapped is there for the driver of the next."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Linux's drivers ignore reserved and undefined bits: this back-end sets them (`--cfg odd_bits`)."""
+"""Linux's drivers ignore reserved and undefined bits. A build of the back-end sets them (`--cfg odd_bits`)."""
 
 import re
 from typing import TYPE_CHECKING
@@ -96,7 +96,7 @@ class StockDriverTest(OddBitsCases, FunctionalTest):
 
 
 class PatchedDriverTest(OddBitsCases, PagingTest):
-    """Page requests besides, and what the patches mend."""
+    """The patched driver: page requests too, and bits that the stock driver does not ignore."""
 
     def test_a_property_with_reserved_bits_is_ignored__p53(self):
         _, guest, _ = self.start("--reserved-region", "0xfee00000:0xfeefffff:1")
@@ -137,7 +137,7 @@ class PatchedDriverTest(OddBitsCases, PagingTest):
 
 
 class PatchedDriverPasidTest(EngineTest):
-    """PASIDs and the fault engine behind such a back-end."""
+    """The patched driver: PASIDs and the fault engine."""
 
     kernel = staticmethod(lab.patched_kernel)
     backend = staticmethod(lab.odd_backend)
@@ -168,7 +168,7 @@ class PatchedDriverPasidTest(EngineTest):
 
 
 class PatchedDriverTableTest(ProcessTest):
-    """Tables of processes: the driver of guest/linux/ finds its format among those that nobody knows."""
+    """The patched driver: page tables of processes. It finds its format among formats that no driver knows."""
 
     by_turns = True
     backend = staticmethod(lab.odd_backend)

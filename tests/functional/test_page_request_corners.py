@@ -145,7 +145,7 @@ class PageRequestCornerTest(PagingTest):
 
 
 class StockDriverTest(FunctionalTest):
-    """The driver as it is, which knows nothing of page requests, on the same back-end."""
+    """The stock driver, which knows no page requests, in front of the same back-end."""
 
     kernel = staticmethod(lab.lab_kernel)
 

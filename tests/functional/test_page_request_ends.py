@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""What happens to groups that wait for their answer when a process, a driver, a device or the guest goes away."""
+"""A process, a driver, a device or the guest goes away while groups of page requests wait for an answer."""
 
 from bases.paging import FIRST, IOVA, PAGE, Call, PagingTest
 from lab_kit.vm.control import Control
@@ -14,7 +14,7 @@ BLOCKED = "blocked until released by user"
 
 
 class PageRequestEndTest(PagingTest):
-    """Each way in which who should answer can go away."""
+    """Each test removes what should answer in another way."""
 
     def fault(self, guest: Guest, function: str = FIRST) -> tuple[Call, str]:
         """An endpoint's read that waits for an answer, and the cookie to answer with."""

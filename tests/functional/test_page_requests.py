@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Page requests in a Linux guest with the driver of guest/linux/: VFIO and iommufd with a fault queue in it."""
+"""Page requests in a Linux guest with the driver of guest/linux/. A program in the guest takes them by VFIO and iommufd's
+fault queue."""
 
 from test_dma import DmaCases
 
@@ -15,7 +16,7 @@ DRIVER = "/sys/bus/virtio/drivers/virtio_iommu"
 
 
 class PatchedDriverDmaTest(DmaCases, FunctionalTest):
-    """What works with the stock driver works with the patched one."""
+    """The cases of `test_dma` with the patched driver."""
 
     kernel = staticmethod(lab.patched_kernel)
     keeps_mappings_without_devices = True

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""PASIDs in a Linux guest with the driver of guest/linux/: those of a software function, attached through VFIO."""
+"""PASIDs in a Linux guest with the driver of guest/linux/. A program in the guest attaches PASIDs of a software function
+through VFIO."""
 
 from bases.engine import (
     FUNCTION,
@@ -17,7 +18,7 @@ from lab_kit.vm.guest import SECONDS, GuestError, pattern
 
 
 class PasidTest(EngineTest):
-    """Address spaces of PASIDs: their own mappings, their own page requests."""
+    """Each PASID has an address space, with mappings and page requests that no other PASID sees."""
 
     kernel = staticmethod(lab.patched_kernel)
     shares_machines = True
@@ -116,7 +117,7 @@ class PasidTest(EngineTest):
 
 
 class PasidResetTest(EngineTest):
-    """PASIDs over a reset of their device. The lab kernel can sleep, that of Arm cannot: so this is no test of Arm."""
+    """A device with PASIDs is reset. The kernel for Arm cannot suspend, so these tests run on x86 only."""
 
     kernel = staticmethod(lab.patched_kernel)
 

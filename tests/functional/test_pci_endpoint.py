@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 """Software functions in a stock Linux guest: the stock driver pci_endpoint_test, and the kernel's own test of it.
 
-All their DMA goes through the back-end's IOMMU. Debian's packaged kernel has not got the driver.
+All their DMA goes through the back-end's IOMMU. Debian's packaged kernel lacks the driver; the lab kernel has it.
 """
 
 import re
@@ -208,7 +208,7 @@ class PciEndpointTest(FunctionTest):
 
 
 class InterruptRemappingTest(FunctionTest):
-    """QEMU's Intel IOMMU beside this one, for interrupts alone: a function gets all its MSI vectors on x86 too."""
+    """QEMU's Intel IOMMU is there too and remaps interrupts only. With it a function gets all its MSI vectors on x86."""
 
     messages = VECTORS
     remapping = ("-device", "intel-iommu,intremap=on,dma-translation=off")
@@ -226,7 +226,7 @@ class InterruptRemappingTest(FunctionTest):
 
 
 class PatchedDriverTest(FunctionTest):
-    """The same driver beside the driver of guest/linux/."""
+    """pci_endpoint_test with the IOMMU driver of guest/linux/."""
 
     kernel = staticmethod(lab.patched_kernel)
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""How tests of a class share a machine: what one leaves behind is its own failure, and never reaches the next. The machines
-here are stand-ins; no guest is started."""
+"""Tests of a class share a machine. If a test leaves something behind, that test fails, and the next one has another
+machine. The machines here are stand-ins; no guest is started."""
 
 import copy
 import pathlib
@@ -22,7 +22,7 @@ IDLE = {"id": 40, "state": "attached", "domain": 1, "page_requests": False, "pas
 
 
 class StandInControl(Control):
-    """A control socket with nobody behind it."""
+    """A control socket with fixed answers."""
 
     def __init__(self) -> None:
         self._before = {}

@@ -50,8 +50,7 @@ class SuspendCases(PagingTest):
 
 
 class SuspendTest(SuspendCases):
-    """The kernel's test mode goes as far as the devices and back by itself: suspending them is what the driver has a part
-    in."""
+    """The kernel's test mode suspends the devices and resumes them by itself: the driver has a part in this only."""
 
     def suspend(self, machine: Machine) -> None:
         machine.guest.run("write /sys/power/pm_test devices")
@@ -65,7 +64,7 @@ class SuspendTest(SuspendCases):
 
 
 class SuspendToMemoryTest(SuspendCases):
-    """ACPI's S3, from which QEMU wakes the guest: all devices are reset in between, the IOMMU with them."""
+    """The guest goes to ACPI's S3 and QEMU wakes it. All devices are reset in between, the IOMMU included."""
 
     def suspend(self, machine: Machine) -> None:
         machine.suspend_to_memory()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Shared virtual addressing in a Linux guest with the driver of guest/linux/: a software function works on the memory of a
-process, with the process's own page table. Whatever the kernel does with that memory, the function sees what the
+"""Shared virtual addressing in a Linux guest with the driver of guest/linux/. A software function works on the memory of a
+process, with the process's page table. Whatever the kernel does with that memory, the function sees what the
 process sees, and reaches nothing else."""
 
 from bases.engine import HITS, INVALIDATED, engine_register
@@ -19,7 +19,7 @@ ROUNDS = 60
 
 
 class SharedMemoryTest(ProcessTest):
-    """What a process and its kernel do with memory that a function works on."""
+    """A process and its kernel change memory while a function works on it."""
 
     def start_copying(self, pages: int = 4) -> tuple[Process, Control]:
         """A process with a source that is filled with pattern 3, and a target that is there, with pattern 1."""
@@ -311,7 +311,7 @@ class SharedMemoryTest(ProcessTest):
 
 
 class FourLevelTest(SharedMemoryTest):
-    """The same with four levels of page tables."""
+    """The tests above with four levels of page tables."""
 
     by_turns = True
     levels = 4
@@ -319,7 +319,7 @@ class FourLevelTest(SharedMemoryTest):
 
 
 class TwoProcessorTest(SharedMemoryTest):
-    """The same with two processors."""
+    """The tests above with two processors."""
 
     by_turns = True
     processors = 2

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""The memory of a process that a function works on, when the function, the guest's driver or the guest itself is reset, taken
-away or put to sleep."""
+"""A function works on the memory of a process while the function or the guest is reset, the guest sleeps, or the guest's
+driver goes away."""
 
 import re
 
@@ -34,7 +34,7 @@ class DriverCases(ProcessTest):
 
 
 class DriverTest(DriverCases):
-    """The kernel's core and the device may have different ideas of an attachment; the driver knows both."""
+    """If the kernel's IOMMU core and the device disagree about an attachment, the driver keeps track of both."""
 
     def test_a_process_has_its_function_again_after_a_reset(self):
         process, control = self.start_copying()
@@ -77,7 +77,7 @@ class DriverTest(DriverCases):
 
 
 class UnbindTest(DriverCases):
-    """The driver is taken away, and comes back."""
+    """The guest unbinds the driver, and binds it again."""
 
     # The stock uio_pci_sva gives no interrupt back when it is unbound (Linux 7.3).
     known_trouble = re.compile(r"WARNING: kernel/irq/(?:irqdomain|msi)\.c.*?---\[ end trace", re.DOTALL)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Shared virtual addressing in a Linux guest, at its ends: processes that die, start other programs or have copies, several
-functions and several processes, no memory left; and what the driver of guest/linux/ sends for all that."""
+"""Shared virtual addressing in a Linux guest, at its ends. Processes die, start other programs or fork; several functions
+work for several processes; memory runs out. The requests that the driver of guest/linux/ sends are checked too."""
 
 import re
 import struct
@@ -223,7 +223,7 @@ class SharedMemoryEndTest(EndCases):
 
 
 class HugePageTest(EndCases):
-    """A machine that has memory for a page of 1 GiB."""
+    """A process with a page of 1 GiB."""
 
     memory = "2560M"
 
@@ -234,7 +234,7 @@ class HugePageTest(EndCases):
 
 
 class WithoutMemoryTest(EndCases):
-    """A machine that has less memory than a process lets a function write."""
+    """A process lets a function write more than the machine has memory."""
 
     memory = "256M"
     swaps = False
@@ -258,7 +258,7 @@ class WithoutMemoryTest(EndCases):
 
 
 class RequestTest(EndCases):
-    """The bytes of the driver's requests."""
+    """The driver sends the right bytes."""
 
     def test_tables_are_asked_for_as_the_endpoint_has_them__x72_x92_x93_x100(self):
         process, control = self.start_process("--log-level", "trace")

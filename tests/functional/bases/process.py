@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""Processes of a guest whose memory a software function works on, with their own page tables.
+"""A software function works on the memory of processes in the guest, with their page tables.
 
 The stock driver uio_pci_sva binds a function to the process that opens it. See guest/README.md for the commands, and
 docs/fault-engine.md for the engines.

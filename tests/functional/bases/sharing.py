@@ -4,8 +4,8 @@
     take ── begin ── the test ── end ── put ── retire   the test passed, and left everything as it was
                         └─────────┴──── close           anything else: the next test starts another machine
 
-What a test does in the guest is done by a process of its own, and ends with it. What the test leaves behind in spite of
-that is its failure, never the next one's: `end` compares the back-end and the guest with how they were at the start.
+Each test acts in the guest through a process that ends with the test. If the test leaves something behind nevertheless,
+that test fails, and the next one does not: `end` compares the back-end and the guest with their state at the start.
 """
 
 import contextlib
@@ -168,7 +168,7 @@ def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 class Pool:
-    """The machines of a class that wait for a test with their options, the one that was used last at the end."""
+    """The machines of a class that wait for a test with their options; the last one in the list was used last."""
 
     def __init__(self, most: int = MOST):
         self._most = most

@@ -15,6 +15,8 @@ import test_page_requests
 import test_pasids
 import test_pci_endpoint
 import test_probe
+import test_sva
+import test_sva_ends
 from test_pci_endpoint import FIRST, VECTORS
 
 from bases.testcase import FunctionalTest
@@ -127,6 +129,31 @@ class ArmPasidTest(Arm, test_pasids.PasidTest):
     """`test_pasids` on Arm."""
 
     kernel = staticmethod(lab.arm_patched_kernel)
+
+
+class ArmSharedMemoryTest(Arm, test_sva.SharedMemoryTest):
+    """`test_sva` on Arm: the table of the process has the format ARM64, and the kernel has one of its own."""
+
+    kernel = staticmethod(lab.arm_patched_kernel)
+    levels = 4
+    kernel_is_in_table = False
+    behind = (test_sva.KERNEL_TEXT, test_sva.FAR)
+    folds = 16
+
+
+class ArmSharedMemoryEndTest(Arm, test_sva_ends.SharedMemoryEndTest):
+    """`test_sva_ends` on Arm."""
+
+    kernel = staticmethod(lab.arm_patched_kernel)
+
+
+class ArmTableRequestTest(Arm, test_sva_ends.RequestTest):
+    """The bytes of the driver's requests for tables on Arm."""
+
+    kernel = staticmethod(lab.arm_patched_kernel)
+    table_format = 0x11
+    input_bits = 48
+    has_attributes = True
 
 
 class ArmPciEndpointTest(Arm, test_pci_endpoint.PciEndpointTest):

@@ -21,6 +21,13 @@ ROUNDS = 60
 class SharedMemoryTest(ProcessTest):
     """A process and its kernel change memory while a function works on it."""
 
+    # Whether the table of a process has entries of the kernel's memory, too.
+    kernel_is_in_table = True
+    # What a table of four levels cannot have.
+    behind: tuple[int, ...] = (BEHIND_FOUR_LEVELS, FAR)
+    # Of so many pages one after the other the kernel makes one, which it says to the IOMMU.
+    folds = 64 + 1
+
     def start_copying(self, pages: int = 4) -> tuple[Process, Control]:
         """A process with a source that is filled with pattern 3, and a target that is there, with pattern 1."""
         process, control = self.start_process()
@@ -49,7 +56,7 @@ class SharedMemoryTest(ProcessTest):
         invalidated = control.counters()["invalidate"]
         self.assertEqual(process.copied(SOURCE, TARGET, 64 * PAGE), 64)
         # What the kernel has added, it has not invalidated.
-        self.assertEqual(control.counters()["invalidate"], invalidated)
+        self.assertLessEqual(control.counters()["invalidate"], invalidated + 64 // self.folds)
         process.verify(TARGET, 64 * PAGE, 3)
         self.assertEqual(process.copied(SOURCE, TARGET, 64 * PAGE), 0)
         # As many at a time as the function likes.
@@ -240,12 +247,13 @@ class SharedMemoryTest(ProcessTest):
         process, control = self.start_copying()
         process.copied(SOURCE, TARGET, PAGE)
         # Of the kernel's memory there are entries, which are not for a process. The kernel is asked, and refuses.
-        for where in ((KERNEL_TEXT, TARGET), (SOURCE, KERNEL_TEXT)):
+        kernel = ((KERNEL_TEXT, TARGET), (SOURCE, KERNEL_TEXT)) if self.kernel_is_in_table else ()
+        for where in kernel:
             self.assertEqual(process.copy(*where, PAGE)["status"], "invalid-request")
             self.assertEqual(process.copy(*where, PAGE, flags="untranslated")["status"], "permission")
         # What no table of that many levels can have, it is not asked for.
         asked = control.counters()["page_request_groups"]
-        for address in (BEHIND_FIVE_LEVELS, 0x8000_0000_0000_0000, *((BEHIND_FOUR_LEVELS, FAR) if self.levels == 4 else ())):
+        for address in (BEHIND_FIVE_LEVELS, 0x8000_0000_0000_0000, *(self.behind if self.levels == 4 else ())):
             for where in ((address, TARGET), (SOURCE, address)):
                 with self.subTest(where=[hex(one) for one in where]):
                     self.assertIn(process.copy(*where, PAGE)["status"], ABORTED)

@@ -260,6 +260,12 @@ class WithoutMemoryTest(EndCases):
 class RequestTest(EndCases):
     """The driver sends the right bytes."""
 
+    # The format of the processor's tables, and how long the addresses of a process are.
+    table_format = X86_64
+    input_bits: int | None = None
+    # Whether it says what its entries' indices of attributes mean.
+    has_attributes = False
+
     def test_tables_are_asked_for_as_the_endpoint_has_them__x72_x92_x93_x100(self):
         process, control = self.start_process("--log-level", "trace")
         process.memory(SOURCE, 4 * PAGE, seed=3)
@@ -275,8 +281,9 @@ class RequestTest(EndCases):
             _, endpoint, flags, pasid, form, bits, granule, table, attributes = struct.unpack_from("<4IH2B2Q", request, HEAD)
             self.assertIn(endpoint, probed)
             self.assertEqual((endpoint, flags, pasid), (endpoint_id(FIRST), PAGE_REQUEST | PASID, process.pasid))
-            self.assertEqual((form, bits, granule, table % PAGE), (X86_64, INPUT_BITS[self.levels], 12, 0))
-            self.assertEqual((attributes, request[40:]), (0, bytes(20)), request.hex())
+            expected = (self.table_format, self.input_bits or INPUT_BITS[self.levels], 12, 0)
+            self.assertEqual((form, bits, granule, table % PAGE), expected)
+            self.assertEqual((attributes != 0, request[40:]), (self.has_attributes, bytes(20)), request.hex())
         removed = [request for request in requests if request[0] == INVALIDATE]
         ranges = []
         for request in removed:

@@ -185,8 +185,8 @@ impl<H: Host + 'static, R: FnMut()> Course<H, R> {
         let kicked = now();
         let queue = &mut self.guest.queues[REQUESTS];
         assert!(queue.submit(), "the request worker is awake");
-        // The first that the worker does is to ask for no more kicks.
-        while queue.wants_kick() {
+        // The first that the worker does is to ask for no more kicks. When it has answered it may want them again.
+        while queue.wants_kick() && queue.used_index() == queue.used_seen {
             spin_loop();
         }
         let running = now();

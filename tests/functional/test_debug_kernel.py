@@ -23,6 +23,7 @@ import test_qmp
 import test_suspend
 import test_sva
 import test_sva_ends
+import test_table_domains
 
 from bases.testcase import FunctionalTest
 from lab_kit.vm import lab
@@ -189,6 +190,18 @@ class PatchedDriverEndTest(PcieHotPlug, test_page_request_ends.PageRequestEndTes
 
 class PatchedDriverSuspendTest(DebugKernel, test_suspend.SuspendTest):
     """`test_suspend` on the patched debug kernel."""
+
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+
+class TableDomainTest(DebugKernel, test_table_domains.TableDomainTest):
+    """`test_table_domains` on the patched debug kernel: what programs map."""
+
+    kernel = staticmethod(lab.debug_patched_kernel)
+
+
+class TableDriverTest(DebugKernel, test_table_domains.TableDriverTest):
+    """`test_table_domains` on the patched debug kernel: what drivers map."""
 
     kernel = staticmethod(lab.debug_patched_kernel)
 

@@ -56,7 +56,7 @@ class FunctionTest(FunctionalTest):
             machine = self.start_machine(
                 backend, command_line, functions=sockets, programs=(self.selftest(),), extra=extra
             )
-            machine.guest.load("virtio_iommu")
+            machine.guest.load("virtio_iommu", self.driver_parameters)
             machine.guest.load("pci_endpoint_test")
             return backend, machine
 

@@ -46,7 +46,7 @@ class EngineTest(FunctionalTest):
             endpoints = (*ENDPOINTS, f"{FUNCTION},soft={socket}")
             backend = self.start_backend("--page-response-timeout", "0", *options, endpoints=endpoints)
             machine = self.start_machine(backend, functions={FUNCTION: socket})
-            machine.guest.load("virtio_iommu")
+            machine.guest.load("virtio_iommu", self.driver_parameters)
             return backend, machine
 
         backend, machine = self.shared(options, make)

@@ -38,6 +38,8 @@ class FunctionalTest(unittest.TestCase):
     machine_type = Machine
     # The back-end that they start.
     backend = staticmethod(lab.backend)
+    # What the guest's driver is loaded with.
+    driver_parameters = ""
     # Whether a test takes over the machine of the one before, where both want the same (see `sharing`).
     shares_machines = False
     # Whether a default run has the class only when it is its turn (`lab_kit.rotation`).
@@ -238,7 +240,7 @@ class FunctionalTest(unittest.TestCase):
         def make() -> tuple[Backend, Machine]:
             backend = self.start_backend(*options, endpoints=(*endpoints, UNKNOWN_TO_GUEST))
             machine = self.start_machine(backend, command_line, endpoints, **more)
-            machine.guest.load("virtio_iommu")
+            machine.guest.load("virtio_iommu", self.driver_parameters)
             return backend, machine
 
         backend, machine = self.shared((options, command_line, endpoints, more), make)

@@ -13,6 +13,7 @@ import tempfile
 from lab_kit.environment import lab_environment
 from lab_kit.vm import lab
 from lab_kit.vm.backend import Backend, write_viot
+from lab_kit.vm.control import Control
 from lab_kit.vm.guest import SECONDS, Guest, fields
 from lab_kit.vm.machine import ENDPOINTS, IOMMU, Machine, MachineConfig
 
@@ -95,14 +96,14 @@ def measure(directory: pathlib.Path) -> dict[str, float]:
         machine = Machine(config, directory)
         try:
             machine.wait_ready()
-            return measure_in(machine.guest)
+            return measure_in(machine.guest, backend.control)
         finally:
             machine.close()
     finally:
         backend.close()
 
 
-def measure_in(guest: Guest) -> dict[str, float]:
+def measure_in(guest: Guest, control: Control) -> dict[str, float]:
     guest.load("virtio_iommu")
     guest.load("uio_pci_generic_sva")
     guest.run(f"memory {CHAIN:#x} {PAGE:#x} private")
@@ -111,7 +112,10 @@ def measure_in(guest: Guest) -> dict[str, float]:
     alone = [protection(guest) for _ in range(ROUNDS)]
     guest.run(f"bind {FUNCTIONS[0]} uio_pci_sva")
     pasid = nanoseconds(guest.run(f"share shared {FUNCTIONS[0]}"), "pasid")
+    before = control.counters()["invalidate"]
     attached = [protection(guest) for _ in range(ROUNDS)]
+    if control.counters()["invalidate"] - before < ROUNDS * PROTECTIONS:
+        raise RuntimeError("the kernel has taken away permissions without an INVALIDATE")
     guest.open_vfio("vfio", FUNCTIONS[1])
     guest.run("ioas vfio")
     guest.run("table vfio vfio vfio")

@@ -48,6 +48,7 @@ pub(super) fn section(tree: &Tree, endpoint: &EndpointSpec, trial: Trial<'_>) ->
             device.reserved(),
             device.page_requests(),
             device.pasids(),
+            device.tables(),
         ]);
     }
     match trial {
@@ -239,6 +240,23 @@ impl<'a> SysfsDevice<'a> {
             ),
         }
         .value(value)
+    }
+
+    /// This back-end attaches a VFIO device to no table yet, whatever its IOMMU can do.
+    fn tables(&self) -> Finding {
+        const CHECK: &str = "tables of the guest";
+        let readable = match self.iommu_kind() {
+            None => Err("there is no IOMMU in front of it"),
+            Some((_, kind)) => kind.tables(self.tree, &self.directory.join("iommu")),
+        };
+        let words = match &readable {
+            Ok(tables) => {
+                format!("its IOMMU reads them ({tables}); this back-end does not use that yet")
+            }
+            Err(why) => (*why).to_owned(),
+        };
+        let action = "the guest maps by requests; PCI functions in software (soft=) can be attached to tables";
+        Finding::limited(CHECK, words, action).value(json!(readable.ok()))
     }
 
     fn pasids(&self) -> Finding {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The kinds of IOMMU that a machine can have, and whether they pass page requests on.
+//! The kinds of IOMMU that a machine can have, whether they pass page requests on, and whether they read tables of a guest.
 
 use std::path::Path;
 
@@ -17,6 +17,11 @@ pub(super) enum Kind {
 
 /// Bits of VT-d's Extended Capability Register (11.4.3): page requests, draining them, scalable mode.
 const INTEL_PAGE_REQUESTS: [u32; 3] = [29, 42, 43];
+/// There too: nested translation, scalable mode, first-stage translation, and page walks that see the processors' caches.
+const INTEL_TABLES: [u32; 4] = [26, 43, 47, 48];
+/// Bits of VT-d's Capability Register (11.4.2), of the first stage: pages of 1 GiB, tables of five levels.
+const INTEL_LARGE_PAGES: u32 = 56;
+const INTEL_FIVE_LEVELS: u32 = 60;
 /// PPRSup in AMD's Extended Feature Register.
 const AMD_PAGE_REQUESTS: u32 = 1;
 
@@ -67,6 +72,31 @@ impl Kind {
             Self::Smmu | Self::Other => Err("Linux has no page requests there"),
         }
     }
+
+    /// Which page tables of a guest it reads, each address of them translated once more by the host's table; or why none.
+    /// `directory` is where sysfs has it.
+    pub fn tables(self, tree: &Tree, directory: &Path) -> Result<String, &'static str> {
+        match self {
+            Self::Intel => {
+                let extended = hexadecimal(tree, &directory.join("intel-iommu/ecap"))?;
+                let register = hexadecimal(tree, &directory.join("intel-iommu/cap"))?;
+                if !INTEL_TABLES.iter().all(|bit| extended >> bit & 1 == 1) {
+                    return Err(
+                        "it lacks nesting, scalable mode, the first stage, or coherent page walks",
+                    );
+                }
+                let levels = 4 + (register >> INTEL_FIVE_LEVELS & 1);
+                let largest = match register >> INTEL_LARGE_PAGES & 1 {
+                    1 => "1 GiB",
+                    _ => "2 MiB",
+                };
+                Ok(format!("x86-64, {levels} levels, pages up to {largest}"))
+            }
+            // IDR0 and IDR1 are not in sysfs, nor is what the firmware says of cache coherence (CANWBS).
+            Self::SmmuV3 => Err("the kernel does not tell whether it nests (S1, S2, CANWBS)"),
+            Self::Amd | Self::Smmu | Self::Other => Err("Linux 7.3 nests no tables there"),
+        }
+    }
 }
 
 /// The first register in a file of sysfs: `f000ca` or, in two parts, `246577efa2254afa:0`.
@@ -108,6 +138,42 @@ mod tests {
             let test = TestTree::new(&[(&format!("sys/i/{file}"), text)]);
             let result = kind.page_requests(&test.tree, Path::new("sys/i"));
             assert_eq!(result.is_ok(), passes, "{kind:?} {text}");
+        }
+    }
+
+    #[test]
+    fn its_registers_tell_which_tables_it_reads() {
+        // NEST, SMTS, FLTS, SMPWC.
+        const ALL: u64 = 1 << 26 | 1 << 43 | 1 << 47 | 1 << 48;
+        let tables = |extended: u64, register: u64| {
+            let files = [
+                ("sys/i/intel-iommu/ecap", format!("{extended:x}")),
+                ("sys/i/intel-iommu/cap", format!("{register:x}")),
+            ];
+            let files = files.each_ref().map(|(path, text)| (*path, &**text));
+            let test = TestTree::new(&files);
+            Kind::Intel.tables(&test.tree, Path::new("sys/i"))
+        };
+        for (register, words) in [
+            (0, "x86-64, 4 levels, pages up to 2 MiB"),
+            (1 << 60, "x86-64, 5 levels, pages up to 2 MiB"),
+            (1 << 56, "x86-64, 4 levels, pages up to 1 GiB"),
+        ] {
+            assert_eq!(tables(ALL, register).as_deref(), Ok(words));
+            assert_eq!(tables(!0, register).as_deref(), Ok(words));
+        }
+        for bit in INTEL_TABLES {
+            assert!(tables(ALL & !(1 << bit), 0).is_err(), "{bit}");
+        }
+        let nothing = TestTree::new(&[]);
+        for kind in [
+            Kind::Intel,
+            Kind::Amd,
+            Kind::SmmuV3,
+            Kind::Smmu,
+            Kind::Other,
+        ] {
+            assert!(kind.tables(&nothing.tree, Path::new("sys/i")).is_err());
         }
     }
 }

@@ -138,7 +138,6 @@ class ArmSharedMemoryTest(Arm, test_sva.SharedMemoryTest):
     levels = 4
     kernel_is_in_table = False
     behind = (test_sva.KERNEL_TEXT, test_sva.FAR)
-    folds = 16
 
 
 class ArmSharedMemoryEndTest(Arm, test_sva_ends.SharedMemoryEndTest):

@@ -25,8 +25,6 @@ class SharedMemoryTest(ProcessTest):
     kernel_is_in_table = True
     # What a table of four levels cannot have.
     behind: tuple[int, ...] = (BEHIND_FOUR_LEVELS, FAR)
-    # Of so many pages one after the other the kernel makes one, which it says to the IOMMU.
-    folds = 64 + 1
 
     def start_copying(self, pages: int = 4) -> tuple[Process, Control]:
         """A process with a source that is filled with pattern 3, and a target that is there, with pattern 1."""
@@ -55,8 +53,9 @@ class SharedMemoryTest(ProcessTest):
         process.memory(TARGET, 64 * PAGE)
         invalidated = control.counters()["invalidate"]
         self.assertEqual(process.copied(SOURCE, TARGET, 64 * PAGE), 64)
-        # What the kernel has added, it has not invalidated.
-        self.assertLessEqual(control.counters()["invalidate"], invalidated + 64 // self.folds)
+        # What the kernel has added, it has not invalidated: not each of 64 pages. The program has memory besides, which may
+        # change meanwhile, and Linux on Arm makes one entry of 16 pages and invalidates those.
+        self.assertLess(control.counters()["invalidate"], invalidated + 16)
         process.verify(TARGET, 64 * PAGE, 3)
         self.assertEqual(process.copied(SOURCE, TARGET, 64 * PAGE), 0)
         # As many at a time as the function likes.

@@ -10,12 +10,12 @@ import pathlib
 import statistics
 import tempfile
 
+from lab_kit import figure
 from lab_kit.environment import lab_environment
-from lab_kit.vm import lab
-from lab_kit.vm.backend import Backend, write_viot
+from lab_kit.vm import behind, lab
 from lab_kit.vm.control import Control
 from lab_kit.vm.guest import SECONDS, Guest, fields
-from lab_kit.vm.machine import ENDPOINTS, IOMMU, Machine, MachineConfig
+from lab_kit.vm.machine import ENDPOINTS
 
 FUNCTIONS = ("00:07.0", "00:08.0")
 PAGE = 0x1000
@@ -80,27 +80,12 @@ def protection(guest: Guest) -> float:
 def measure(directory: pathlib.Path) -> dict[str, float]:
     """Nanoseconds, medians of some rounds in one guest."""
     sockets = {function: directory / f"{number}.sock" for number, function in enumerate(FUNCTIONS)}
-    endpoints = [*ENDPOINTS, *(f"{function},soft={path}" for function, path in sockets.items())]
-    backend = Backend(lab.backend(), directory, endpoints, ["--page-response-timeout", "0"])
-    try:
-        viot = directory / "viot.bin"
-        write_viot(lab.backend(), viot, IOMMU, [*ENDPOINTS, *FUNCTIONS])
-        config = MachineConfig(
-            kernel=lab.patched_kernel(),
-            vhost_socket=backend.socket,
-            viot=viot,
-            functions=sockets,
-            memory="512M",
-            processors=2,
-        )
-        machine = Machine(config, directory)
-        try:
-            machine.wait_ready()
-            return measure_in(machine.guest, backend.control)
-        finally:
-            machine.close()
-    finally:
-        backend.close()
+    options = ("--page-response-timeout", "0")
+    with behind.running(
+        directory, lab.patched_kernel(), list(ENDPOINTS), *options, functions=sockets, processors=2
+    ) as (backend, machine):
+        machine.wait_ready()
+        return measure_in(machine.guest, backend.control)
 
 
 def measure_in(guest: Guest, control: Control) -> dict[str, float]:
@@ -133,9 +118,7 @@ def measure_in(guest: Guest, control: Control) -> dict[str, float]:
 
 
 def row(what: str, ours: float, beside: str, other: float, goal: float | None) -> None:
-    ratio = ours / other
-    judged = f"<= {goal} x | {'met' if ratio <= goal else 'MISSED'}" if goal else "|"
-    print(f"| {what} | {ours / 1000:.1f} us | {beside} {other / 1000:.1f} us | {ratio:.2f} | {judged} |", flush=True)
+    print(figure.row(what, ours / 1000, other / 1000, goal, beside), flush=True)
 
 
 def main() -> None:

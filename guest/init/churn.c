@@ -15,7 +15,6 @@
 #include "engine.h"
 #include "init.h"
 
-#define PAGE UINT64_C(4096)
 #define COLLAPSE 25
 /* What the process takes for itself in a round. */
 #define FRESH_PAGES 16

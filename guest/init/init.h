@@ -7,6 +7,9 @@
 #include <stdint.h>
 #include <stddef.h>
 
+/* The smallest page, of x86 and of the Arm kernel here. */
+#define PAGE UINT64_C(4096)
+
 /* The words of a command, without its name. */
 struct words {
 	int count;

@@ -13,7 +13,6 @@
 
 #include "init.h"
 
-#define PAGE UINT64_C(4096)
 #define MOST_PAGES (UINT64_C(1) << 18)
 #define MOST_FILES 8
 

@@ -9,7 +9,6 @@
 #include "uapi.h"
 #include "vfio.h"
 
-#define PAGE UINT64_C(4096)
 #define MOST_FAULTS 64
 
 /* When a group was read, when its pages were mapped, when it was answered; how. */

@@ -4,8 +4,6 @@
 
 #include "init.h"
 
-#define PAGE UINT64_C(4096)
-
 /* Writes to a byte of each page: nanoseconds a page. */
 static void time_touch(struct words words)
 {

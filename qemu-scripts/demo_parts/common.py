@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from lab_kit import kernel, qemu, trouble
-from lab_kit.vm import lab
-from lab_kit.vm.backend import Backend, write_viot
-from lab_kit.vm.machine import IOMMU, Machine, MachineConfig
+from lab_kit.vm import behind, lab
+from lab_kit.vm.backend import Backend
+from lab_kit.vm.machine import Machine
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRESS_SECONDS = 15
@@ -105,21 +105,9 @@ def running(
     *options: str,
     functions: dict[str, pathlib.Path] | None = None,
 ) -> Iterator[tuple[Backend, Machine]]:
-    """A back-end with endpoints, and a guest behind it that starts. `functions`: software functions, and their sockets."""
+    """What `behind.running` starts, in a new directory. A guest whose kernel has found a bug is a failure."""
     directory.mkdir()
-    functions = functions or {}
-    all_endpoints = [*endpoints, *(f"{function},soft={path}" for function, path in functions.items())]
-    backend = Backend(lab.backend(), directory, all_endpoints, list(options))
-    try:
-        viot = directory / "viot.bin"
-        write_viot(lab.backend(), viot, IOMMU, [*endpoints, *functions])
-        config = MachineConfig(kernel=image, vhost_socket=backend.socket, viot=viot, functions=functions)
-        machine = Machine(config, directory)
-        try:
-            yield backend, machine
-            if found := trouble.lines(machine.console.text):
-                raise Failed("\n".join(["the guest's kernel log tells of a bug:", *found]))
-        finally:
-            machine.close()
-    finally:
-        backend.close()
+    with behind.running(directory, image, endpoints, *options, functions=functions) as (backend, machine):
+        yield backend, machine
+        if found := trouble.lines(machine.console.text):
+            raise Failed("\n".join(["the guest's kernel log tells of a bug:", *found]))

@@ -217,9 +217,10 @@ class Suites:
         self._tally.show(*(f"rotation: {line}" for line in selection.lines))
         jobs = []
         for cls in selection.classes:
-            jobs.append(job(cls))
+            made = job(cls)
             if cls.name in selection.turns:
-                jobs[-1].rank, jobs[-1].turn, jobs[-1].spare = TURNS, selection.turns[cls.name], True
+                made.rank, made.turn, made.spare = TURNS, selection.turns[cls.name], True
+            jobs.append(made)
         return jobs
 
     def _classes(self, suite: str, directory: Path) -> list[TestClass]:

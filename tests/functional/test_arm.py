@@ -150,8 +150,8 @@ class ArmTableRequestTest(Arm, test_sva_ends.RequestTest):
     """The bytes of the driver's requests for tables on Arm."""
 
     kernel = staticmethod(lab.arm_patched_kernel)
-    table_format = 0x11
-    input_bits = 48
+    levels = 4
+    table_format = test_sva_ends.ARM64
     has_attributes = True
 
 

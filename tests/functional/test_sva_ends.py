@@ -37,7 +37,7 @@ BLOCKED = 8
 
 # ATTACH_TABLE: the flags that a PASID has which can raise page requests; a format, with its bits for addresses.
 PAGE_REQUEST, PASID = 2, 4
-X86_64 = 0x10
+X86_64, ARM64 = 0x10, 0x11
 INPUT_BITS = {4: 48, 5: 57}
 
 
@@ -260,9 +260,8 @@ class WithoutMemoryTest(EndCases):
 class RequestTest(EndCases):
     """The driver sends the right bytes."""
 
-    # The format of the processor's tables, and how long the addresses of a process are.
+    # The format of the processor's tables.
     table_format = X86_64
-    input_bits: int | None = None
     # Whether it says what its entries' indices of attributes mean.
     has_attributes = False
 
@@ -281,7 +280,7 @@ class RequestTest(EndCases):
             _, endpoint, flags, pasid, form, bits, granule, table, attributes = struct.unpack_from("<4IH2B2Q", request, HEAD)
             self.assertIn(endpoint, probed)
             self.assertEqual((endpoint, flags, pasid), (endpoint_id(FIRST), PAGE_REQUEST | PASID, process.pasid))
-            expected = (self.table_format, self.input_bits or INPUT_BITS[self.levels], 12, 0)
+            expected = (self.table_format, INPUT_BITS[self.levels], 12, 0)
             self.assertEqual((form, bits, granule, table % PAGE), expected)
             self.assertEqual((attributes != 0, request[40:]), (self.has_attributes, bytes(20)), request.hex())
         removed = [request for request in requests if request[0] == INVALIDATE]

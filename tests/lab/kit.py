@@ -18,14 +18,17 @@ from lab_kit.tally import Tally  # noqa: E402
 
 def functional_classes() -> list[classes.TestClass]:
     """The classes of the functional tests that there are."""
-    environment = {**os.environ, "PYTHONPATH": f"{SCRIPTS}:{FUNCTIONAL}", "PYTHONDONTWRITEBYTECODE": "1"}
-    return classes.find("guest", FUNCTIONAL, environment)
+    return _classes("guest", FUNCTIONAL)
 
 
 def nested_classes() -> list[classes.TestClass]:
     """The classes of the nested tests that there are."""
+    return _classes("nested", NESTED)
+
+
+def _classes(suite: str, directory: pathlib.Path) -> list[classes.TestClass]:
     environment = {**os.environ, "PYTHONPATH": f"{SCRIPTS}:{FUNCTIONAL}", "PYTHONDONTWRITEBYTECODE": "1"}
-    return classes.find("nested", NESTED, environment)
+    return classes.find(suite, directory, environment)
 
 
 @contextlib.contextmanager

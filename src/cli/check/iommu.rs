@@ -55,14 +55,13 @@ impl Kind {
         match self {
             Self::Intel => {
                 let register = hexadecimal(tree, &directory.join("intel-iommu/ecap"))?;
-                let has = |bit: &u32| register >> bit & 1 == 1;
-                (INTEL_PAGE_REQUESTS.iter().all(has))
+                (INTEL_PAGE_REQUESTS.iter().all(|&bit| has(register, bit)))
                     .then_some(())
                     .ok_or("it lacks page requests, draining them, or scalable mode")
             }
             Self::Amd => {
                 let register = hexadecimal(tree, &directory.join("amd-iommu/features"))?;
-                (register >> AMD_PAGE_REQUESTS & 1 == 1)
+                has(register, AMD_PAGE_REQUESTS)
                     .then_some(())
                     .ok_or("it lacks peripheral page requests (PPR)")
             }
@@ -80,15 +79,15 @@ impl Kind {
             Self::Intel => {
                 let extended = hexadecimal(tree, &directory.join("intel-iommu/ecap"))?;
                 let register = hexadecimal(tree, &directory.join("intel-iommu/cap"))?;
-                if !INTEL_TABLES.iter().all(|bit| extended >> bit & 1 == 1) {
+                if !INTEL_TABLES.iter().all(|&bit| has(extended, bit)) {
                     return Err(
                         "it lacks nesting, scalable mode, the first stage, or coherent page walks",
                     );
                 }
-                let levels = 4 + (register >> INTEL_FIVE_LEVELS & 1);
-                let largest = match register >> INTEL_LARGE_PAGES & 1 {
-                    1 => "1 GiB",
-                    _ => "2 MiB",
+                let levels = 4 + u8::from(has(register, INTEL_FIVE_LEVELS));
+                let largest = match has(register, INTEL_LARGE_PAGES) {
+                    true => "1 GiB",
+                    false => "2 MiB",
                 };
                 Ok(format!("x86-64, {levels} levels, pages up to {largest}"))
             }
@@ -97,6 +96,10 @@ impl Kind {
             Self::Amd | Self::Smmu | Self::Other => Err("Linux 7.3 nests no tables there"),
         }
     }
+}
+
+fn has(register: u64, bit: u32) -> bool {
+    register >> bit & 1 == 1
 }
 
 /// The first register in a file of sysfs: `f000ca` or, in two parts, `246577efa2254afa:0`.

@@ -234,7 +234,7 @@ fn iommufd_class(error: &iommufd::SetupError) -> ErrorClass {
         | E::MockWithoutDeviceId
         | E::Exists(_)
         | E::DeviceInUse(..) => ErrorClass::InvalidArgument,
-        E::Incompatible(..) | E::SharesGroup(..) => ErrorClass::Unsupported,
+        E::Incompatible(..) | E::NoIommu(_) | E::SharesGroup(..) => ErrorClass::Unsupported,
         E::NoMemory(_) => ErrorClass::TryAgain,
         E::NotIommufd(_) | E::Bind(..) | E::Attach(..) => ErrorClass::Internal,
     }

@@ -112,7 +112,8 @@ impl<'a> SysfsDevice<'a> {
     /// The kernel gives a group away as a whole.
     fn group(&self) -> Finding {
         const CHECK: &str = "IOMMU group";
-        let Some(group) = self.tree.link_name(self.directory.join("iommu_group")) else {
+        let group = self.tree.link_name(self.directory.join("iommu_group"));
+        let Some(group) = group.filter(|group| !self.tree.is_without_iommu(group)) else {
             return Finding::missing(
                 CHECK,
                 "it is in none: no IOMMU is in front of it",

@@ -136,22 +136,41 @@ fn character_devices(tree: &Tree) -> Finding {
     }
     let devices = names.iter().map(|name| {
         let device = tree.link_name(format!("sys/class/vfio-dev/{name}/device"));
-        format!("/dev/vfio/devices/{name} is {}", device.unwrap_or_default())
+        let without = match iommufd::is_without_iommu(name) {
+            true => ", without an IOMMU",
+            false => "",
+        };
+        format!(
+            "/dev/vfio/devices/{name} is {}{without}",
+            device.unwrap_or_default()
+        )
     });
-    match names.is_empty() {
-        true => Finding::missing(
+    let devices = devices.collect::<Vec<_>>().join(", ");
+    if names.is_empty() {
+        return Finding::missing(
             CHECK,
             "no device is there",
             "bind one to vfio-pci: see docs/hardware.md",
-        ),
-        false => Finding::yes(CHECK, devices.collect::<Vec<_>>().join(", ")).value(names),
+        );
     }
+    match names.iter().all(|name| iommufd::is_without_iommu(name)) {
+        true => Finding::missing(
+            CHECK,
+            devices,
+            "a device without an IOMMU reaches all memory of this machine and is not served: take one behind an IOMMU",
+        ),
+        false => Finding::yes(CHECK, devices),
+    }
+    .value(names)
 }
 
 fn iommus(tree: &Tree) -> Finding {
     const CHECK: &str = "IOMMU";
     let names = tree.names("sys/class/iommu");
-    let groups = tree.names("sys/kernel/iommu_groups").len();
+    let groups = tree.names("sys/kernel/iommu_groups");
+    // VFIO makes groups for devices without an IOMMU.
+    let groups = groups.iter().filter(|group| !tree.is_without_iommu(group));
+    let groups = groups.count();
     if groups == 0 {
         return Finding::missing(
             CHECK,

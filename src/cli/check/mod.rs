@@ -70,7 +70,7 @@ fn refused(check: &'static str, error: &SetupError) -> Finding {
         SetupError::Bind(path, error, advice) => {
             Finding::missing(check, format!("{path}: {error}"), *advice)
         }
-        SetupError::SharesGroup(..) => {
+        SetupError::NoIommu(_) | SetupError::SharesGroup(..) => {
             Finding::missing(check, error.to_string(), "see \"IOMMU group\" above")
         }
         SetupError::NoMemory(_) => Finding::missing(
@@ -84,9 +84,57 @@ fn refused(check: &'static str, error: &SetupError) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use super::report::Verdict;
+    use super::tree::TestTree;
     use super::*;
     use crate::host::iommufd::GroupMate;
     use crate::spec::EndpointId;
+
+    /// As Linux 7.3 has it, with CONFIG_VFIO_NOIOMMU: a file, and a group.
+    #[test]
+    fn a_device_without_an_iommu_makes_no_machine_ready() {
+        let test = TestTree::new(&[("sys/kernel/iommu_groups/0/name", "vfio-noiommu\n")]);
+        let (name, device) = (
+            "noiommu-vfio0",
+            "sys/devices/pci0000:00/0000:00:05.0".to_owned(),
+        );
+        test.link(&format!("sys/class/vfio-dev/{name}/device"), &device);
+        test.link(
+            &format!("{device}/iommu_group"),
+            "sys/kernel/iommu_groups/0",
+        );
+        let endpoint = format!("00:05.0,vfio=/dev/vfio/devices/{name}");
+        let args = CheckArgs {
+            endpoints: vec![endpoint.parse().unwrap()],
+            iommufd: None,
+            bind: false,
+            json: false,
+        };
+        let report = look(&args, &test.tree);
+        for (section, check) in [
+            (0, "VFIO character devices"),
+            (0, "IOMMU"),
+            (1, "IOMMU group"),
+            (1, "IOMMU"),
+        ] {
+            let findings = &report.sections[section].findings;
+            let finding = findings.iter().find(|finding| finding.check == check);
+            assert_eq!(finding.unwrap().verdict, Verdict::Missing, "{check}");
+        }
+        // Another device behind an IOMMU does not mend it.
+        test.file("sys/kernel/iommu_groups/1/type", b"DMA-FQ\n");
+        test.link("sys/class/vfio-dev/vfio1/device", "sys/devices/other");
+        let report = look(&args, &test.tree);
+        let verdicts = |section: usize| {
+            let findings = report.sections[section].findings.iter();
+            findings
+                .filter(|finding| finding.check.contains("IOMMU") || finding.check.contains("VFIO"))
+                .map(|finding| finding.verdict)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(verdicts(0), [Verdict::Yes; 2]);
+        assert_eq!(verdicts(1), [Verdict::Missing; 2]);
+    }
 
     #[test]
     fn a_group_that_is_in_use_is_no_matter_of_the_kernels_log() {

@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::host::iommufd;
+
 /// Where the files are.
 pub(super) struct Tree {
     root: PathBuf,
@@ -44,6 +46,12 @@ impl Tree {
             .collect();
         names.sort();
         names
+    }
+
+    /// Whether an IOMMU group, by its number, is one that VFIO has made for a device without an IOMMU.
+    pub fn is_without_iommu(&self, group: &str) -> bool {
+        let name = self.text(format!("sys/kernel/iommu_groups/{group}/name"));
+        name.is_some_and(|name| iommufd::is_group_without_iommu(&name))
     }
 
     /// The last part of what a symbolic link leads to.

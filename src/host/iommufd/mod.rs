@@ -15,7 +15,7 @@
 //! keeps up to date. Moving an endpoint is one replace in the kernel: at every moment it is in one place.
 //!
 //! Files: `kernel` (the calls), `context` (objects in an iommufd), `device`, `vfio`, `mock` (devices), `group` (IOMMU
-//! groups), `lender` (the owner of a shared device), `space` (an address space and its page tables), `memory` (guest
+//! groups), `isolation` (devices without an IOMMU), `lender` (the owner of a shared device), `space` (an address space and its page tables), `memory` (guest
 //! memory), `endpoint`, `fault` (page requests), `state` (attachments, and what concerns several address spaces),
 //! `startup` (what can be wrong at the start), `error`.
 //!
@@ -30,6 +30,7 @@ mod endpoint;
 mod error;
 mod fault;
 mod group;
+mod isolation;
 mod kernel;
 mod lender;
 mod memory;
@@ -55,6 +56,7 @@ use crate::host::{
 };
 use crate::spec::{DomainId, EndpointId, Iova};
 
+pub use isolation::{is_group_without_iommu, is_without_iommu};
 pub use startup::{GroupMate, SetupError, open_iommufd, pinning_limit};
 
 use context::{Context, access_flags};
@@ -179,6 +181,7 @@ impl IommufdHost {
     /// # Errors
     /// The device of a VFIO path is closed again. A device that another process shares is where it was, or blocked.
     /// * [`SetupError::Exists`], [`SetupError::DeviceInUse`]: the endpoint or the device is there already.
+    /// * [`SetupError::NoIommu`]: no IOMMU is in front of the device. It is not bound.
     /// * [`SetupError::Open`], [`SetupError::Bind`]: the file cannot be opened, or the kernel does not give the device away.
     /// * [`SetupError::NoDeviceId`], [`SetupError::MockWithoutDeviceId`]: `dev_id` is needed.
     /// * [`SetupError::SharesGroup`]: another device of its IOMMU group is in use.

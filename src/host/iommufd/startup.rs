@@ -23,6 +23,12 @@ pub enum SetupError {
     /// A VFIO device cannot be bound: the device, why, what to do.
     #[error("{0}: {1}; {2}")]
     Bind(String, String, &'static str),
+    /// No IOMMU is in front of a device: its file, or its address on this machine.
+    #[error(
+        "{0}: no IOMMU is in front of it, so it could reach all memory of this machine; switch the IOMMU on in the \
+         firmware and the kernel, or take a device behind one"
+    )]
+    NoIommu(String),
     /// The id of a shared device cannot be found out.
     #[error(
         "the device's id in the iommufd cannot be found out; start what binds the device first (QEMU: with -S) and give \

@@ -4,6 +4,7 @@
 //! A device that a virtual machine monitor drives is bound by it; we get a duplicate of its descriptor and of the
 //! iommufd, and need only the device's id there. A device that no other process has we bind ourselves.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,6 +20,7 @@ use super::context::{Context, objects};
 use super::device::Attach;
 use super::error::{is_exhausted, of_file};
 use super::group::{Group, link_name};
+use super::isolation;
 use super::kernel::{self, CallError, Dependent};
 use super::startup::SetupError;
 use crate::notation::pci_address;
@@ -33,6 +35,7 @@ pub(super) struct VfioDevice {
 impl VfioDevice {
     /// Opens a device that no other process uses and binds it. Returns it with its id.
     pub fn open(context: &Context, path: &Path) -> Result<(Self, u32), SetupError> {
+        isolation::check_path(path)?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -43,6 +46,7 @@ impl VfioDevice {
                     SetupError::Open(path.display().to_string(), error, hint)
                 })
             })?;
+        behind_iommu(&file)?;
         let dev_id = kernel::vfio_bind(file.as_fd(), context.fd()).map_err(|error| {
             error.of_setup(|error| {
                 let hint = bind_hint(error.errno);
@@ -61,10 +65,11 @@ impl VfioDevice {
         taken: &dyn Fn(u32) -> bool,
     ) -> Result<(Self, u32), SetupError> {
         let file = fd.into();
+        let told = behind_iommu(&file)?;
         let listed = listed(&file)?;
         let dev_id = match dev_id.or_else(|| own_id(&file, &listed)) {
             Some(id) => id,
-            None => only_device(context, taken)?.ok_or(SetupError::NoDeviceId)?,
+            None => only_device(context, taken, told)?.ok_or(SetupError::NoDeviceId)?,
         };
         Ok((Self::bound(file, &listed)?, dev_id))
     }
@@ -189,17 +194,42 @@ fn own_id(file: &File, listed: &[Dependent]) -> Option<u32> {
         .filter(|&id| id != 0)
 }
 
-/// The device of an open VFIO device in sysfs.
-fn sysfs_path(file: &File) -> io::Result<PathBuf> {
-    let number = file.metadata()?.rdev();
-    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
-    Ok(format!("/sys/dev/char/{major}:{minor}/device").into())
+/// Refuses a device without an IOMMU in front of it. Whether sysfs could tell.
+fn behind_iommu(file: &File) -> Result<bool, SetupError> {
+    class_path(file).map_or(Ok(false), |class| isolation::check_class(&class))
 }
 
-/// The id of the one device in the context that no endpoint has; `None` when there are none or several.
-fn only_device(context: &Context, taken: &dyn Fn(u32) -> bool) -> Result<Option<u32>, SetupError> {
-    let found = objects(|id| (!taken(id)).then(|| kernel::hw_info(context.fd(), id).map(drop)))?;
+/// An open VFIO device in sysfs, as one of its class.
+fn class_path(file: &File) -> io::Result<PathBuf> {
+    let number = file.metadata()?.rdev();
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    Ok(format!("/sys/dev/char/{major}:{minor}").into())
+}
+
+/// The device of an open VFIO device in sysfs.
+fn sysfs_path(file: &File) -> io::Result<PathBuf> {
+    Ok(class_path(file)?.join("device"))
+}
+
+/// The id of the one device in the context that no endpoint has; `None` when there are none or several. Where it is not
+/// known that an IOMMU is in front of the device (`behind_iommu`), it could be one without: `None` when there is one.
+fn only_device(
+    context: &Context,
+    taken: &dyn Fn(u32) -> bool,
+    behind_iommu: bool,
+) -> Result<Option<u32>, SetupError> {
+    let without_iommu = Cell::new(false);
+    let ask = |id| {
+        let info = kernel::hw_info(context.fd(), id).map(drop);
+        // The kernel's answer for a device without an IOMMU (7.3).
+        if info.is_err_and(|error| error.errno == libc::EOPNOTSUPP) {
+            without_iommu.set(true);
+        }
+        info
+    };
+    let found = objects(|id| (!taken(id)).then(|| ask(id)))?;
     Ok(match found {
+        _ if without_iommu.get() && !behind_iommu => None,
         (Some(only), None) => Some(only),
         _ => None,
     })

@@ -5,6 +5,7 @@ use super::*;
 use crate::edu::{self, Edu};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use vhost_device_iommu::host::Owner;
+use vhost_device_iommu::host::iommufd::SetupError;
 use vhost_device_iommu::spec::ResvMemSubtype;
 
 /// There is one device.
@@ -139,6 +140,30 @@ fn bypass_leaves_holes_out_and_maps_the_rest() {
     assert_eq!(page(&bench, 5 * MIB), [0x5a; 4096]);
     device.write(16 * MIB, 4096);
     assert_eq!(page(&bench, 8 * MIB), [0x5a; 4096]);
+    bench.host.remove_endpoint(EndpointId(1));
+}
+
+#[test]
+fn a_file_of_a_device_without_an_iommu_is_refused_before_it_is_opened() {
+    let _turn = turn();
+    let bench = Bench::new();
+    let directory = tempfile::tempdir().unwrap();
+    // As Linux 7.3 names it. Under another name the same device is served.
+    let path = directory.path().join("noiommu-vfio0");
+    std::os::unix::fs::symlink(edu::path(), &path).unwrap();
+    let add = |path| {
+        let source = EndpointSource::VfioPath(path);
+        bench.host.add_endpoint(EndpointId(1), source, None)
+    };
+    let refused = add(path.clone()).unwrap_err();
+    assert!(matches!(refused, SetupError::NoIommu(_)), "{refused}");
+    assert!(
+        refused.to_string().contains("no IOMMU is in front of it"),
+        "{refused}"
+    );
+    let renamed = directory.path().join("vfio0");
+    std::fs::rename(path, &renamed).unwrap();
+    add(renamed).unwrap();
     bench.host.remove_endpoint(EndpointId(1));
 }
 

@@ -150,11 +150,12 @@ fn capabilities_are_json_and_other_options_do_not_matter() {
 }
 
 #[test]
-fn the_descriptor_for_front_ends_to_find_is_valid() {
+fn the_example_of_a_descriptor_is_valid_and_warns() {
     let text = fs::read_to_string(
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("share/50-vhost-device-iommu.json"),
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("share/examples/50-vhost-device-iommu.json"),
     )
     .expect("the file");
+    assert!(text.contains("not to be installed in /usr/share/qemu/vhost-user"));
     let value: Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!(value["type"], "iommu");
     assert!(value["binary"].is_string());

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from . import cache, cargo, cross, debian, kernel, processes, programs, qemu, selftest
+from . import cache, cargo, cross, debian, kernel, libvirt, processes, programs, qemu, selftest
 from .cache import Missing
 from .cargo import ROOT, BuildFailed
 from .lanes import Job
@@ -85,6 +85,14 @@ class Parts:
             self.environment["LAB_ARM_QEMU"] = " ".join(qemu.ensure_arm_qemu())
 
         return Job("QEMU for Arm", run, KERNELS, 10, makes=True)
+
+    @functools.cached_property
+    def libvirt(self) -> Job:
+        def run() -> None:
+            self._lab(["libvirt"], FETCH_SECONDS)
+            self.environment["LAB_LIBVIRT"] = str(libvirt.ensure_libvirt())
+
+        return Job("libvirt", run, KERNELS, 10, makes=True)
 
     @functools.cached_property
     def debian_kernel(self) -> Job:

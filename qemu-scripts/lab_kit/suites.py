@@ -24,6 +24,7 @@ from .tally import Libtest, Tally
 FUNCTIONAL = ROOT / "tests" / "functional"
 NESTED = ROOT / "tests" / "nested"
 LAB_TESTS = ROOT / "tests" / "lab"
+DEPLOY_TESTS = ROOT / "tests" / "deploy"
 
 CHECK_SECONDS = 1800
 UNIT_SECONDS = 2400
@@ -85,7 +86,7 @@ class Suites:
         self._tally.test(name, ended.status == 0 and not ended.late, detail, said)
 
     def checks(self) -> list[Job]:
-        """Format, lints, documentation, scripts."""
+        """Format, lints, documentation, scripts, what a package installs."""
         clippy = ["clippy", "--all-targets", "--all-features", "--", "-D", "warnings"]
         doc = {**cargo.environment(), "RUSTDOCFLAGS": "-Dwarnings"}
 
@@ -108,7 +109,20 @@ class Suites:
             rust("doc", "", ["doc", "--no-deps"], 30, "target/debug", doc),
             Job("checks::shellcheck", shellcheck, CHECKS, 5),
         ]
-        return [job for job in jobs if self._options.wants(job.name)]
+        jobs = [job for job in jobs if self._options.wants(job.name)]
+        if self._options.pattern is None or self._in_directory(DEPLOY_TESTS):
+            jobs.append(Job("checks::deploy", self._deploy_tests, CHECKS, 10, needs=(self.parts.libvirt,)))
+        return jobs
+
+    def _deploy_tests(self) -> None:
+        """What a package installs, on a system with libvirt and systemd."""
+        debian.need_tools({"unshare": "util-linux", "mount": "mount"})
+        self._unittest("checks::deploy", DEPLOY_TESTS)
+
+    def _in_directory(self, directory: Path) -> bool:
+        """Whether the pattern names a test there."""
+        texts = (path.read_text() for path in directory.glob("test_*.py"))
+        return any(self._options.wants(name) for text in texts for name in re.findall(r"(?:def|class) (\w+)", text))
 
     def unit(self) -> list[Job]:
         """cargo test; miri on the pure modules; the fuzz targets; the tests of the lab itself."""
@@ -155,20 +169,28 @@ class Suites:
         return change
 
     def _lab_tests(self) -> None:
-        """The tests of what runs the tests: by unittest alone."""
+        """The tests of what runs the tests."""
+        self._unittest("unit::tests of the lab", LAB_TESTS)
+
+    def _unittest(self, name: str, directory: Path) -> None:
+        """Tests that need no guest: by unittest alone."""
         said: list[str] = []
         filters = ["-k", self._options.pattern] if self._options.pattern else []
-        command = [sys.executable, "-m", "unittest", "discover", "-v", "-s", str(LAB_TESTS), *filters]
-        ended = processes.run(command, said.append, CHECK_SECONDS, cwd=ROOT)
+        command = [sys.executable, "-m", "unittest", "discover", "-v", "-s", str(directory), *filters]
+        ended = processes.run(command, said.append, CHECK_SECONDS, cwd=ROOT, env=self._environment())
         ran = next((int(found[1]) for line in said if (found := re.match(r"Ran (\d+) tests? in ", line))), 0)
         failed = sum(bool(re.match(r"(FAIL|ERROR): ", line)) for line in said)
+        skipped = 0
         for line in said:
             if found := re.match(r"(test_\w+) \((.*)\) \.\.\. (.*)$", line):
-                self._tally.show(f"test unit::{found[2]} ... {found[3]}")
-        self._tally.count("unit::tests of the lab", max(ran - failed, 0), failed)
+                self._tally.show(f"test {name.split('::')[0]}::{found[2]} ... {found[3]}")
+                if found[3].startswith("skipped "):
+                    skipped += 1
+                    self._tally.missing(f"{name}: {found[1]}", found[3].removeprefix("skipped "))
+        self._tally.count(name, max(ran - failed - skipped, 0), failed)
         if failed or ended.status not in (0, 5) or ended.late or (not ran and not filters):
             good = f"unittest: {ended.late or f'status {ended.status}'}, {ran} tests"
-            self._tally.test("unit::tests of the lab end with status 0", False, good, said)
+            self._tally.test(f"{name} end with status 0", False, good, said)
 
     def host(self) -> list[Job]:
         """The iommufd host on the kernel's mock devices, in the lab kernel."""

@@ -9,7 +9,7 @@ import pathlib
 from . import cache, debian
 from .cache import Missing
 
-PACKAGES = ["base-files", "libvirt-daemon-driver-qemu", "qemu-system-x86", "virtiofsd", "systemd"]
+PACKAGES = ["base-files", "libvirt-daemon-driver-qemu", "qemu-system-x86", "virtiofsd", "systemd", "udev", "dash", "coreutils"]
 
 
 @functools.cache

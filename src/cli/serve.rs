@@ -18,7 +18,7 @@ use env_logger::{Target, WriteStyle};
 use log::LevelFilter;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::cli::args::{DEFAULT_IOMMUFD, ServeArgs};
+use crate::cli::args::{DEFAULT_IOMMUFD, InheritedFd, ServeArgs};
 use crate::control::{self, Control};
 use crate::endpoints::Endpoints;
 use crate::endpoints::host::AnyHost;
@@ -27,6 +27,7 @@ use crate::host::soft::SoftHost;
 use crate::os::inherited::{self as sys, Signals, SocketKind};
 use crate::os::log_output::LogOutput;
 use crate::os::seccomp::{self, Seccomp};
+use crate::os::service_manager::{self, Notifier};
 use crate::os::socket_file::SocketFile;
 use crate::qmp::{self, Qmp};
 use crate::soft_endpoint::SoftEndpoints;
@@ -45,9 +46,12 @@ pub fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let inherited = Inherited::take(args)?;
     let stop = EventFd::new(libc::EFD_CLOEXEC)?;
     stop_on_signals(&stop)?;
+    let notifier = Notifier::from_environment()
+        .map_err(|error| format!("cannot reach the service manager at NOTIFY_SOCKET: {error}"))?;
     let running = Setup::new(args, inherited)?.start(args, stop)?;
     confine(args.seccomp)?;
-    running.serve(Duration::from_micros(args.poll_us.into()))
+    notifier.ready(&running.summary());
+    running.serve(Duration::from_micros(args.poll_us.into()), &notifier)
 }
 
 fn start_log(level: LevelFilter) {
@@ -90,9 +94,9 @@ struct Inherited {
 
 impl Inherited {
     fn take(args: &ServeArgs) -> Result<Self, Failure> {
-        let take = |option: &str, fd: Option<i32>| -> Result<Option<OwnedFd>, Failure> {
+        let take = |option: &str, fd: Option<InheritedFd>| -> Result<Option<OwnedFd>, Failure> {
             fd.map(|fd| {
-                sys::take_fd(fd).map_err(|error| {
+                take_fd(&fd).map_err(|error| {
                     format!("{option} {fd}: no such inherited descriptor: {error}")
                 })
             })
@@ -100,15 +104,23 @@ impl Inherited {
             .map_err(Failure::from)
         };
         Ok(Self {
-            front_end: take("--fd", args.fd)?,
-            iommufd: take("--iommufd-fd", args.iommufd_fd)?,
+            front_end: take("--fd", args.fd.clone())?,
+            iommufd: take("--iommufd-fd", args.iommufd_fd.clone())?,
             devices: args
                 .endpoints
                 .iter()
-                .map(|endpoint| take("vfio-fd", endpoint.fd()))
+                .map(|endpoint| take("vfio-fd", endpoint.fd().map(InheritedFd::Number)))
                 .collect::<Result<_, _>>()?,
         })
     }
+}
+
+fn take_fd(fd: &InheritedFd) -> Result<OwnedFd, Failure> {
+    let number = match fd {
+        InheritedFd::Number(number) => *number,
+        InheritedFd::Name(name) => service_manager::passed(name)?,
+    };
+    Ok(sys::take_fd(number)?)
 }
 
 /// SIGTERM, SIGINT and SIGHUP make `stop` readable; a second one ends the process where it stands.
@@ -194,8 +206,14 @@ struct Running {
 }
 
 impl Running {
+    /// How the service is, in a line.
+    fn summary(&self) -> String {
+        let count = self.setup.endpoints.device().outline().endpoints.len();
+        format!("Ready for front-ends, with endpoints: {count}")
+    }
+
     /// Serves front-ends until `stop` is readable or the connection of `--fd` is closed, then ends everything.
-    fn serve(self, poll: Duration) -> Result<(), Failure> {
+    fn serve(self, poll: Duration, notifier: &Notifier) -> Result<(), Failure> {
         let endpoints = self.setup.endpoints;
         let options = Options {
             poll,
@@ -204,6 +222,7 @@ impl Running {
         let device = Arc::clone(endpoints.device());
         let source = self.setup.front_end;
         let result = transport::serve(device, endpoints.host(), source, &options, &self.stop);
+        notifier.stopping();
         self.stop.write(1)?;
         endpoints.end_functions();
         if let Some(control) = self.control {
@@ -331,7 +350,9 @@ mod tests {
         stop.write(1).expect("eventfd");
         let setup = Setup::new(&args, inherited(&args)).expect("setup");
         let running = setup.start(&args, stop).expect("threads");
-        running.serve(Duration::ZERO).expect("a good end");
+        running
+            .serve(Duration::ZERO, &Notifier::default())
+            .expect("a good end");
         assert_eq!(entries(directory.path()), 0);
     }
 }

@@ -2,10 +2,9 @@
 //! Options that do not go together, as far as clap does not find them.
 
 use std::collections::BTreeSet;
-use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use crate::cli::args::{CheckArgs, ServeArgs};
+use crate::cli::args::{CheckArgs, InheritedFd, ServeArgs};
 use crate::endpoints::{Backing, EndpointSpec, VfioDevice};
 use crate::spec::EndpointId;
 
@@ -36,7 +35,7 @@ pub enum ArgsError {
     NoWayIn,
     /// A descriptor twice.
     #[error("file descriptor {0} is given for two purposes")]
-    DuplicateFd(RawFd),
+    DuplicateFd(InheritedFd),
     /// A mock device needs the iommufd it was made in.
     #[error(
         "endpoint {0} is a mock device: pass the iommufd that it was made in with --iommufd-fd"
@@ -134,10 +133,12 @@ impl ServeArgs {
         }
         let mut fds = BTreeSet::new();
         let device_fds = self.endpoints.iter().filter_map(EndpointSpec::fd);
-        for fd in self.fd.into_iter().chain(self.iommufd_fd).chain(device_fds) {
-            if !fds.insert(fd) {
+        let own = self.fd.iter().chain(&self.iommufd_fd).cloned();
+        for fd in own.chain(device_fds.map(InheritedFd::Number)) {
+            if fds.contains(&fd) {
                 return Err(ArgsError::DuplicateFd(fd));
             }
+            fds.insert(fd);
         }
         let mut sockets = BTreeSet::new();
         let soft_sockets = self.endpoints.iter().filter_map(EndpointSpec::soft_socket);

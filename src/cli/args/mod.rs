@@ -12,7 +12,6 @@ mod text;
 mod values;
 
 use std::ffi::OsString;
-use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
@@ -27,6 +26,7 @@ use crate::spec::EndpointId;
 use crate::transport::Options;
 
 pub use conflicts::ArgsError;
+pub use values::InheritedFd;
 
 /// `--iommufd` unless given.
 pub const DEFAULT_IOMMUFD: &str = "/dev/iommu";
@@ -176,9 +176,16 @@ pub struct ServeArgs {
     pub socket_mode: Option<u32>,
     /// Serve on this inherited socket, listening or connected
     ///
+    /// N is its number. NAME is that of a descriptor which systemd passes: FileDescriptorName= of a socket unit.
+    ///
     /// If the socket is connected, the program ends when the front-end closes it.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..), help_heading = "Front-end")]
-    pub fd: Option<RawFd>,
+    #[arg(
+        long,
+        value_name = "N|NAME",
+        value_parser = values::inherited_fd,
+        help_heading = "Front-end"
+    )]
+    pub fd: Option<InheritedFd>,
 
     /// An endpoint behind the IOMMU; repeat for more
     ///
@@ -210,9 +217,14 @@ pub struct ServeArgs {
     pub iommufd: Option<PathBuf>,
     /// An inherited iommufd, shared with the front-end
     ///
-    /// The front-end binds the devices when it starts. Add them as endpoints then, with endpoint-add over --control.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..), help_heading = "Endpoints")]
-    pub iommufd_fd: Option<RawFd>,
+    /// N and NAME are as for --fd. The front-end binds the devices when it starts. Add them as endpoints then, with endpoint-add over --control.
+    #[arg(
+        long,
+        value_name = "N|NAME",
+        value_parser = values::inherited_fd,
+        help_heading = "Endpoints"
+    )]
+    pub iommufd_fd: Option<InheritedFd>,
 
     /// Whether endpoints reach all guest memory until the driver attaches them
     #[arg(

@@ -127,7 +127,10 @@ fn options_that_contradict_each_other_are_refused() {
     let error = ArgsError::DuplicateDevice("/a".to_owned());
     assert_eq!(check(same_device), Err(error));
     let same_fd = "--fd 3 --iommufd-fd 3 --endpoint 1,vfio=/a";
-    assert_eq!(check(same_fd), Err(ArgsError::DuplicateFd(3)));
+    assert_eq!(
+        check(same_fd),
+        Err(ArgsError::DuplicateFd(InheritedFd::Number(3)))
+    );
     let same_path = "--socket-path /a --control /a --endpoint 1";
     assert_eq!(check(same_path), Err(ArgsError::SamePath("/a".to_owned())));
     let same_soft = "--socket-path /s --endpoint 1,soft=/a --endpoint 2,soft=/a";

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Values of options: numbers, ranges, regions, times.
 
+use std::fmt;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use crate::host::ReservedRegion;
@@ -10,6 +12,41 @@ use crate::spec::ResvMemSubtype;
 
 /// The longest `--page-response-timeout`: a year. Beyond that, 0 says it better.
 const MAX_TIMEOUT_SECONDS: f64 = 365.0 * 86400.0;
+
+/// A descriptor that the process inherits.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum InheritedFd {
+    /// By its number.
+    Number(RawFd),
+    /// By the name that systemd has passed with it.
+    Name(String),
+}
+
+impl fmt::Display for InheritedFd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(fd) => write!(f, "{fd}"),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+/// A number, or a name such as systemd's: it begins with a letter.
+pub(super) fn inherited_fd(text: &str) -> Result<InheritedFd, String> {
+    let is_name = text.len() < 256
+        && text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.chars().all(|c| c.is_ascii_graphic() && c != ':');
+    if is_name {
+        return Ok(InheritedFd::Name(text.to_owned()));
+    }
+    match text.parse() {
+        Ok(fd) if fd >= 0 => Ok(InheritedFd::Number(fd)),
+        _ => Err(
+            "expected the number of a descriptor, or the name of one that systemd passes"
+                .to_owned(),
+        ),
+    }
+}
 
 /// `--page-size-mask`.
 pub(super) fn page_size_mask(text: &str) -> Result<u64, String> {
@@ -106,6 +143,16 @@ mod tests {
         assert_eq!(number("0xffffffffffffffff"), Some(u64::MAX));
         for text in ["", "0x", "-1", "+1", "0x+1", "1k", "18446744073709551616"] {
             assert_eq!(number(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_has_a_number_or_a_name() {
+        assert_eq!(inherited_fd("3"), Ok(InheritedFd::Number(3)));
+        let name = InheritedFd::Name("front-end".to_owned());
+        assert_eq!(inherited_fd("front-end"), Ok(name));
+        for text in ["", "-1", "-a", "3a", "a:b", "a b", "4294967296"] {
+            assert!(inherited_fd(text).is_err(), "{text:?}");
         }
     }
 

@@ -16,6 +16,11 @@ class Missing(Exception):
     """The machine lacks something that the lab needs. The message is one line and says what to do."""
 
 
+class OutOfReach(Missing):
+    """The machine lacks something that not every good machine can have: where it is for spare jobs alone, they are left
+    out."""
+
+
 def say(text: str) -> None:
     """A progress line. Standard output is for answers."""
     print(f"lab: {text}", file=sys.stderr, flush=True)
@@ -64,6 +69,11 @@ def closed() -> Iterator[None]:
         yield
     finally:
         _closed = before
+
+
+def is_closed() -> bool:
+    """Whether nothing may be fetched or made."""
+    return _closed
 
 
 def complete(name: str) -> bool:

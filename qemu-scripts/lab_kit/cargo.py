@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable
 
-from . import processes
+from . import cross, processes
 from .cache import Missing, say
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -101,6 +101,13 @@ def odd_backend(show: Callable[[str], None] = _show) -> pathlib.Path:
     """The program that sends what drivers have to ignore. The dependencies are those of the other builds."""
     wrapper = str(pathlib.Path(__file__).with_name("odd-bits"))
     return _build_and_keep("odd-bits", ["build"], show, RUSTC_WORKSPACE_WRAPPER=wrapper)
+
+
+def arm_test_binary(name: str, show: Callable[[str], None] = _show) -> pathlib.Path:
+    """A test binary for Arm: one static program, without what a debugger wants, as guests have it in their memory."""
+    variables = {"CARGO_TARGET_DIR": "target/arm", "CARGO_PROFILE_DEV_DEBUG": "0", "CARGO_PROFILE_DEV_STRIP": "symbols"}
+    arguments = ["test", "--features", "iommufd-test", "--target", cross.TARGET, "--test", name, "--no-run"]
+    return build(arguments, name, show, **variables, **cross.cargo_environment())
 
 
 def test_binary(name: str, show: Callable[[str], None] = _show) -> pathlib.Path:

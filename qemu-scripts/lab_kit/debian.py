@@ -17,6 +17,9 @@ from typing import Any
 from . import cache
 from .cache import Missing, say
 
+# What the lab's own machine is: where nothing else is said, packages are for it.
+MACHINE = "amd64"
+
 STABLE = "trixie"
 BACKPORTS = "trixie-backports"
 KEYRING = pathlib.Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -35,9 +38,9 @@ Dir::Etc::preferences "/dev/null";
 Dir::Etc::preferencesparts "/dev/null";
 APT::Install-Recommends "false";
 APT::Sandbox::User "";
-APT::Architecture "amd64";
+APT::Architecture "{architecture}";
 #clear APT::Architectures;
-APT::Architectures {{ "amd64"; }};
+APT::Architectures {{ "{architecture}"; }};
 Acquire::Languages "none";
 Acquire::Retries "3";
 #clear Acquire::IndexTargets::deb::DEP-11;
@@ -92,10 +95,10 @@ def mirror() -> str:
 
 
 class Apt:
-    """An apt with a state of its own."""
+    """An apt with a state of its own for each architecture."""
 
-    def __init__(self, archives: pathlib.Path):
-        self._base = cache.directory() / "apt"
+    def __init__(self, archives: pathlib.Path, architecture: str = MACHINE):
+        self._base = cache.directory() / ("apt" if architecture == MACHINE else f"apt-{architecture}")
         for sub in ("state/lists/partial", "cache"):
             (self._base / sub).mkdir(parents=True, exist_ok=True)
         (archives / "partial").mkdir(parents=True, exist_ok=True)
@@ -106,7 +109,9 @@ class Apt:
         )
         # Two processes share the lists, each with an archive directory of its own.
         self._configuration = archives / "apt.conf"
-        self._configuration.write_text(CONFIGURATION.format(base=self._base, archives=archives))
+        self._configuration.write_text(
+            CONFIGURATION.format(base=self._base, archives=archives, architecture=architecture)
+        )
         self._archives = archives
 
     def _apt(self, tool: str, *arguments: str) -> str:
@@ -157,11 +162,18 @@ def unpack(packages: list[pathlib.Path], root: pathlib.Path) -> None:
     (root.parent / "packages.txt").write_text(names)
 
 
-def fetch(path: pathlib.Path, packages: list[str], suite: str, what: str, dependencies: bool = False) -> None:
-    """Fills `path`/root with packages and drops the downloads."""
+def fetch(
+    path: pathlib.Path,
+    packages: list[str],
+    suite: str,
+    what: str,
+    dependencies: bool = False,
+    architecture: str = MACHINE,
+) -> None:
+    """Fills `path`/root with packages, beside what is there, and drops the downloads."""
     archives = path / "archives"
     with cache.lock("apt"):
-        apt = Apt(archives)
+        apt = Apt(archives, architecture)
         apt.update()
         say(f"{what}: downloading")
         files = apt.download(packages, suite, dependencies)
@@ -169,6 +181,14 @@ def fetch(path: pathlib.Path, packages: list[str], suite: str, what: str, depend
     say(f"{what}: unpacking {len(files)} package{'s' * (len(files) != 1)}, {size / 1e6:.0f} MB")
     unpack(files, path / "root")
     shutil.rmtree(archives)
+
+
+def version(package: str, suite: str, architecture: str = MACHINE) -> str:
+    """The newest version of a package in a suite."""
+    with cache.lock("apt"):
+        apt = Apt(cache.directory() / "apt" / "archives", architecture)
+        apt.update()
+        return apt.version(package, suite)
 
 
 def meta(package: str, suite: str, prefix: str) -> str:

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import cache, cross, debian
@@ -19,6 +20,7 @@ GUEST = pathlib.Path(__file__).resolve().parents[2] / "guest"
 FRAGMENT = GUEST / "kernel" / "lab.config"
 DEBUG_FRAGMENT = GUEST / "kernel" / "debug.config"
 ARM_FRAGMENT = GUEST / "kernel" / "arm64.config"
+NESTING = GUEST / "kernel" / "arm-nesting.patch"
 SERIES = GUEST / "linux"
 
 # What a build on a bare machine wants: command or file, and the package that has it.
@@ -264,14 +266,33 @@ def ensure_arm_patched_kernel() -> Kernel:
     return _patched("patched kernel for Arm", ensure_arm_kernel().image.parent / "build", ARM)
 
 
-def _patched(name: str, build: pathlib.Path, target: Target = PC) -> Kernel:
+@functools.cache
+def ensure_arm_nesting_kernel() -> Kernel:
+    """The kernel for Arm as a host that nests page tables on QEMU's SMMUv3: the stock one, with a patch for the lab alone.
+    Or the one in LAB_ARM_NESTING_KERNEL and LAB_ARM_NESTING_MODULES."""
+    if given := _given("LAB_ARM_NESTING"):
+        return given
+    return _patched("nesting kernel for Arm", ensure_arm_kernel().image.parent / "build", ARM, [NESTING])
+
+
+def _patched(
+    name: str, build: pathlib.Path, target: Target = PC, patches: Sequence[pathlib.Path] | None = None
+) -> Kernel:
+    """A kernel that is built already, with patches: those of the series, or others."""
+    files = [SERIES / "build", *(patches or sorted(SERIES.glob("*.patch")))]
+
     def make(path: pathlib.Path) -> None:
         debian.need_tools({**TOOLS, **dict(target.tools), "git": "git", "unshare": "util-linux"})
         say(f"{name}: compiling what the patches change; a minute or two, once")
+        # The script takes the patches that it is beside.
+        beside = path / "patches"
+        beside.mkdir()
+        for file in files:
+            shutil.copy(file, beside)
         trees = [str(tree) for tree in (ensure_source(), build, path)]
-        debian.run([str(SERIES / "build"), *trees, *target.variables, *STAMP], name)
+        debian.run([str(beside / "build"), *trees, *target.variables, *STAMP], name)
 
-    content = [file.read_text() for file in (SERIES / "build", *sorted(SERIES.glob("*.patch")))]
+    content = [file.read_text() for file in files]
     path = cache.entry(f"patched-{cache.key(build.parent.name, *content)}", make)
     return Kernel(path / target.image, path / "modules")
 

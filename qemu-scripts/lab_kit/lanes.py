@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from . import processes
-from .cache import Missing
+from .cache import Missing, OutOfReach
 from .cargo import BuildFailed
 from .tally import Tally
 
@@ -26,7 +26,7 @@ class State(enum.Enum):
     DONE = enum.auto()
     # It could not be carried out, or what it needs could not.
     FAILED = enum.auto()
-    # There was no time for it.
+    # There was no time for it, or what it needs is out of reach.
     LEFT_OUT = enum.auto()
 
 
@@ -52,7 +52,7 @@ class Job:
     # Of the same rank, lower ones first.
     turn: int = 0
     state: State = field(default=State.WAITING, init=False)
-    # Why it failed, and whether that is counted already.
+    # Why it failed or was left out, if not for the time, and whether that is counted already.
     reason: str = field(default="", init=False)
     counted: bool = field(default=False, init=False)
 
@@ -151,8 +151,9 @@ class Lanes:
         left = self._started + self._box - time.monotonic()
         for job in self._jobs:
             if job in self._spare and job.state is State.WAITING:
-                if job.weight > left or any(needed.state is State.LEFT_OUT for needed in job.needs):
-                    job.state = State.LEFT_OUT
+                without = [needed for needed in job.needs if needed.state is State.LEFT_OUT]
+                if without or job.weight > left:
+                    job.state, job.reason = State.LEFT_OUT, without[0].reason if without else ""
 
     def _carry_out(self, job: Job) -> None:
         state, reason = State.DONE, ""
@@ -162,7 +163,8 @@ class Lanes:
             if job.makes:
                 self._tally.show(f"lab: {job.name}: there after {time.monotonic() - started:.0f} s")
         except Missing as missing:
-            state, reason = State.FAILED, str(missing)
+            is_left_out = isinstance(missing, OutOfReach) and job in self._spare
+            state, reason = State.LEFT_OUT if is_left_out else State.FAILED, str(missing)
         except BuildFailed as failure:
             state, reason, job.counted = State.FAILED, f"{job.name} failed", True
             self._tally.test(job.name, False, str(failure), failure.lines)
@@ -181,8 +183,12 @@ class Lanes:
                 unrun.setdefault(job.reason, []).append(job)
             if not job.over:
                 self._tally.test(job.name, False, f"{processes.STOPPED} after {self._deadline:.0f} s, before this")
-        if left_out := [job.name for job in self._jobs if job.state is State.LEFT_OUT]:
-            self._tally.show(f"left out, as the time was up: {', '.join(left_out)}")
+        left_out: dict[str, list[str]] = {}
+        for job in self._jobs:
+            if job.state is State.LEFT_OUT:
+                left_out.setdefault(job.reason or "the time was up", []).append(job.name)
+        for reason, names in left_out.items():
+            self._tally.show(f"left out, as {reason}: {', '.join(names)}")
         for reason, jobs in unrun.items():
             for job in jobs:
                 self._tally.missing(job.name, reason)

@@ -154,6 +154,17 @@ class Parts:
         return self._kernel("patched kernel for Arm", "arm-patched-kernel", "LAB_ARM_PATCHED", ensure, 30, needs)
 
     @functools.cached_property
+    def arm_nesting_kernel(self) -> Job:
+        ensure, needs = kernel.ensure_arm_nesting_kernel, (self.arm_kernel,)
+        job = self._kernel("nesting kernel for Arm", "arm-nesting-kernel", "LAB_ARM_NESTING", ensure, 30, needs)
+        return self._for_few(job)
+
+    def _for_few(self, job: Job) -> Job:
+        """A job that tests which rotate need alone: nothing waits for it that is in every run."""
+        job.rank = TURNS
+        return job
+
+    @functools.cached_property
     def debug_kernels(self) -> Job:
         after = (self.kernel, self.patched_kernel, self.arm_kernel, self.arm_patched_kernel)
         ensure = kernel.ensure_debug_patched_kernel
@@ -202,6 +213,12 @@ class Parts:
     def host_suite(self) -> Job:
         build = functools.partial(cargo.test_binary, "host_suite")
         return self._cargo("build of the host suite", "LAB_HOST_SUITE", build, 20)
+
+    @functools.cached_property
+    def arm_suite(self) -> Job:
+        """The tests of the iommufd host for Arm, compiled across."""
+        build = functools.partial(cargo.arm_test_binary, "arm_suite")
+        return self._for_few(self._cargo("build of the suite for Arm", "LAB_ARM_SUITE", build, 100, "target/arm"))
 
     def _init(self, name: str, variable: str, make: Callable[[Callable[[str], None]], Path]) -> Job:
         def run() -> None:

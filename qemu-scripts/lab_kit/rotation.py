@@ -49,6 +49,9 @@ BROAD = {
     ),
 }
 
+# What a module of tests tests that the others of its kind do not: its classes run if one of these has changed.
+OWN = {"test_arm_nesting": ("src/host/iommufd/", "tests/arm_suite/", "tests/functional/test_arm_nesting.py", "guest/kernel/arm-")}
+
 # What the tests under miri test.
 PURE = ("src/device/", "src/spec/")
 
@@ -166,7 +169,10 @@ def _all_of(kind: str, change: Change) -> str:
 
 
 def _touched(cls: TestClass, change: Change) -> bool:
-    """Whether a module of the class's tests has changed. The one that lists the classes of a kernel is in all of them."""
+    """Whether a module of the class's tests has changed, or what it alone tests. The one that lists the classes of a kernel is
+    in all of them."""
+    if any(file.startswith(OWN.get(module, ())) for module in cls.modules for file in change.files or ()):
+        return True
     own = cls.modules - {cls.name.partition(".")[0]} if cls.kind in ("debug", "arm") else cls.modules
     directory = "nested" if cls.suite == "nested" else "functional"
     return any(f"tests/{directory}/{module}.py" in (change.files or ()) for module in own)

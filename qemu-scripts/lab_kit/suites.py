@@ -288,7 +288,9 @@ class Suites:
             classes.run(self._tally, cls, FUNCTIONAL, self._environment(), CLASS_SECONDS, GUEST_SILENCE)
 
         needs = [parts.backend, parts.odd_backend]
-        if cls.kind == "arm":
+        if cls.kernel == "arm_nesting_kernel":
+            needs = [parts.arm_qemu, parts.arm_init, parts.arm_nesting_kernel, parts.arm_suite]
+        elif cls.kind == "arm":
             needs += [parts.arm_qemu, parts.arm_kernel, parts.arm_patched_kernel, parts.arm_init, parts.arm_selftest]
         else:
             needs += [parts.qemu, parts.kernel, parts.patched_kernel, parts.debian_kernel, parts.init, parts.selftest]

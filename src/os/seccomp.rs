@@ -100,7 +100,7 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
 
 /// Calls allowed whatever their arguments.
 fn allowed() -> Vec<i64> {
-    let mut calls = vec![
+    let calls = vec![
         // Waiting: event loops of the workers, the control socket and the library.
         libc::SYS_epoll_create1,
         libc::SYS_epoll_ctl,
@@ -180,15 +180,19 @@ fn allowed() -> Vec<i64> {
     ];
     // What newer architectures only have in the forms above.
     #[cfg(target_arch = "x86_64")]
-    calls.extend([
-        libc::SYS_epoll_wait,
-        libc::SYS_poll,
-        libc::SYS_stat,
-        libc::SYS_lstat,
-        libc::SYS_readlink,
-        libc::SYS_unlink,
-        libc::SYS_time,
-    ]);
+    let calls = [
+        calls,
+        vec![
+            libc::SYS_epoll_wait,
+            libc::SYS_poll,
+            libc::SYS_stat,
+            libc::SYS_lstat,
+            libc::SYS_readlink,
+            libc::SYS_unlink,
+            libc::SYS_time,
+        ],
+    ]
+    .concat();
     calls
 }
 

@@ -31,6 +31,9 @@ const BAR0_LENGTH: usize = 1 << 20;
 /// The device, bound to an iommufd context by this test, as a virtual machine monitor binds what it passes through.
 pub struct Edu {
     file: File,
+    /// Its id in the context.
+    #[allow(dead_code, reason = "the suite on Arm wants it")]
+    pub dev: u32,
     registers: *mut u8,
 }
 
@@ -81,13 +84,16 @@ impl Edu {
             )
         };
         assert_ne!(registers, libc::MAP_FAILED);
-        let registers = registers.cast();
-        Self { file, registers }
+        Self {
+            file,
+            dev: bind[3],
+            registers: registers.cast(),
+        }
     }
 
-    /// Puts it into an address space.
-    pub fn attach(&self, ioas: u32) {
-        let mut attach = [12u32, 0, ioas];
+    /// Puts it into an address space, or on a page table.
+    pub fn attach(&self, id: u32) {
+        let mut attach = [12u32, 0, id];
         ioctl(&self.file, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &mut attach).unwrap();
     }
 

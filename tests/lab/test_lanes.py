@@ -8,7 +8,7 @@ from unittest import mock
 
 from kit import counts, shown
 from lab_kit import lanes, processes
-from lab_kit.cache import Missing
+from lab_kit.cache import Missing, OutOfReach
 from lab_kit.cargo import BuildFailed
 from lab_kit.lanes import Job
 from lab_kit.tally import Tally
@@ -71,6 +71,17 @@ class LanesTest(unittest.TestCase):
         output = self.run_jobs([spare, self.job("must", needs=(base,))])
         self.assertEqual(self.order, ["base", "must"])
         self.assertIn("left out, as the time was up: kernel, spare\n", output)
+
+    def test_what_is_out_of_reach_leaves_spare_jobs_out_and_fails_others(self):
+        compiler = Job("compiler", self.fails(OutOfReach("there is none")))
+        output = self.run_jobs([self.job("spare", needs=(compiler,), spare=True), self.job("must")])
+        self.assertEqual(self.order, ["must"])
+        self.assertIn("left out, as there is none: compiler, spare\n", output)
+        self.assertEqual(counts(self.tally), (0, 0))
+        compiler = Job("compiler", self.fails(OutOfReach("there is none")))
+        output = self.run_jobs([self.job("test", needs=(compiler,))])
+        self.assertIn("test: NOT RUN: there is none\n", output)
+        self.assertEqual(counts(self.tally), (0, 2))
 
     def test_what_a_job_needs_runs_before_it_once(self):
         base = self.job("base", rank=9)

@@ -110,6 +110,16 @@ class RotationTest(unittest.TestCase):
         for number in range(20):
             self.assertLessEqual(concerned, self.chosen(Change(commit(number), change.files, "a test")))
 
+    def test_classes_run_when_what_they_alone_test_has_changed(self):
+        for module, paths in rotation.OWN.items():
+            concerned = {cls for cls in self.classes if module in cls.modules}
+            self.assertTrue(concerned, module)
+            for number, path in enumerate(paths):
+                where = pathlib.Path(rotation.ROOT / path)
+                (file, *_) = where.parent.glob(f"{where.name}*")
+                change = Change(commit(number), frozenset({f"{file.relative_to(rotation.ROOT)}/mod.rs"}), "a test")
+                self.assertLessEqual(concerned, self.chosen(change), path)
+
     def test_miri_has_its_turn_and_runs_when_a_pure_module_has_changed(self):
         skipped = [bool(rotation.miri_skips(unrelated(number))) for number in range(40)]
         self.assertEqual(set(skipped), {False, True})

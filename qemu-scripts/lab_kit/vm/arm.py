@@ -126,6 +126,20 @@ class ArmMachine(Machine):
         return tree
 
 
+class NestingMachine(ArmMachine):
+    """The machine with Arm's own IOMMU, of two stages, and an `edu` behind it: a host, without a device of ours."""
+
+    def command(self, config: MachineConfig, image: pathlib.Path) -> list[str]:
+        return [
+            *self.qemu(), "-machine", "virt,gic-version=3,iommu=smmuv3", "-global", "arm-smmuv3.stage=nested",
+            "-nodefaults", "-no-user-config", "-display", "none",
+            "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(config.processors), "-m", config.memory,
+            "-kernel", str(config.kernel.image), "-initrd", str(image),
+            "-append", f"{COMMAND_LINE} {config.command_line}",
+            "-device", "edu,dma_mask=0xffffffff",
+        ]  # fmt: skip
+
+
 class MmioMachine(ArmMachine):
     """The same with the IOMMU on virtio-mmio; the kernel's driver for that is among `programs`."""
 

@@ -14,6 +14,8 @@ environment variable names another one:
 | `LAB_DEBUG_PATCHED_KERNEL`, `LAB_DEBUG_PATCHED_MODULES` | that with the patches, likewise |
 | `LAB_DEBIAN_KERNEL`, `LAB_DEBIAN_MODULES` | Debian's packaged kernel, likewise |
 | `LAB_ARM_QEMU`, `LAB_ARM_KERNEL`, `LAB_ARM_MODULES` | QEMU for Arm, a kernel for it and its modules |
+| `LAB_ARM_NESTING_KERNEL`, `LAB_ARM_NESTING_MODULES` | that kernel as a host that nests page tables, likewise |
+| `LAB_ARM_SUITE` | the tests of the iommufd host on it, compiled for Arm |
 | `LAB_ARM_PATCHED_KERNEL`, `LAB_ARM_PATCHED_MODULES` | that kernel with the patches, likewise |
 | `LAB_BACKEND` | the program under test |
 | `LAB_TEST_BACKEND` | the same with endpoints on the kernel's mock bus |
@@ -44,8 +46,8 @@ from ..cache import Missing
 from ..kernel import Kernel
 
 __all__ = [
-    "Kernel", "Missing", "arm_init", "arm_kernel", "arm_mmio_driver", "arm_patched_kernel", "arm_pci_selftest",
-    "arm_qemu", "backend", "debian_kernel", "debug_kernel", "debug_patched_kernel", "guest_init", "lab_kernel", "odd_backend",
+    "Kernel", "Missing", "arm_init", "arm_kernel", "arm_mmio_driver", "arm_nesting_kernel", "arm_patched_kernel", "arm_pci_selftest",
+    "arm_qemu", "arm_suite", "backend", "debian_kernel", "debug_kernel", "debug_patched_kernel", "guest_init", "lab_kernel", "odd_backend",
     "patched_kernel", "pci_selftest", "qemu", "test_backend", "vfio_selftests",
 ]  # fmt: skip
 
@@ -169,6 +171,16 @@ def arm_mmio_driver() -> pathlib.Path:
     return selftest.ensure_arm_mmio_driver()
 
 
+@functools.cache
+def arm_suite() -> pathlib.Path:
+    """The tests of the iommufd host for Arm."""
+    if given := _path("LAB_ARM_SUITE"):
+        return given
+    _need(cross.PROGRAM_TOOLS)
+    with cache.closed():
+        return cargo.arm_test_binary("arm_suite")
+
+
 def lab_kernel() -> Kernel:
     return _kernel("LAB", "the lab kernel", "fetch", kernels.ensure_kernel)
 
@@ -202,3 +214,9 @@ def arm_patched_kernel() -> Kernel:
     """The same with the patches of guest/linux/."""
     ensure = kernels.ensure_arm_patched_kernel
     return _kernel("LAB_ARM_PATCHED", "the patched kernel for Arm", "arm-patched-kernel", ensure)
+
+
+def arm_nesting_kernel() -> Kernel:
+    """The kernel for Arm as a host that nests page tables."""
+    ensure = kernels.ensure_arm_nesting_kernel
+    return _kernel("LAB_ARM_NESTING", "the nesting kernel for Arm", "arm-nesting-kernel", ensure)

@@ -36,6 +36,7 @@ mod lender;
 mod memory;
 #[cfg(feature = "iommufd-test")]
 mod mock;
+pub mod smmuv3;
 mod space;
 mod startup;
 mod state;

@@ -31,7 +31,7 @@ use crate::os::service_manager::{self, Notifier};
 use crate::os::socket_file::SocketFile;
 use crate::qmp::{self, Qmp};
 use crate::soft_endpoint::SoftEndpoints;
-use crate::transport::{self, DriverLife, Options, Source};
+use crate::transport::{self, DriverLife, Options, Reattach, Source};
 
 /// Any failure: it is only printed.
 type Failure = Box<dyn Error>;
@@ -166,6 +166,7 @@ impl Setup {
     /// Starts the threads of the control socket and of QMP. They end when `stop` is readable.
     fn start(self, args: &ServeArgs, stop: EventFd) -> Result<Running, Failure> {
         let driver_life = Arc::new(DriverLife::default());
+        let reattach = Arc::new(Reattach::default());
         let qmp = match &args.qmp {
             Some(path) => {
                 let context = qmp::Context {
@@ -180,6 +181,7 @@ impl Setup {
             Some(file) => {
                 let context = control::Context {
                     endpoints: Arc::clone(&self.endpoints),
+                    reattach: Arc::clone(&reattach),
                 };
                 let listener = file.listener().try_clone()?;
                 Some(Control::start(listener, context, &stop)?)
@@ -189,6 +191,7 @@ impl Setup {
         Ok(Running {
             setup: self,
             driver_life,
+            reattach,
             control,
             qmp,
             stop,
@@ -200,6 +203,7 @@ impl Setup {
 struct Running {
     setup: Setup,
     driver_life: Arc<DriverLife>,
+    reattach: Arc<Reattach>,
     control: Option<Control>,
     qmp: Option<Qmp>,
     stop: EventFd,
@@ -218,6 +222,7 @@ impl Running {
         let options = Options {
             poll,
             driver_life: self.driver_life,
+            reattach: self.reattach,
         };
         let device = Arc::clone(endpoints.device());
         let source = self.setup.front_end;

@@ -89,6 +89,8 @@ pub enum Command {
         /// This one.
         endpoint: EndpointId,
     },
+    /// `reattach`
+    Reattach,
     /// `dma-read`
     DmaRead {
         /// The source of the access.
@@ -135,6 +137,7 @@ impl Command {
             Self::DmaRead { length, .. } => Some(*length),
             Self::DmaWrite { data, .. } => Some(data.len()),
             Self::PageRequest { pages, .. } => Some(size_of_val(pages.as_slice())),
+            Self::Reattach => Some(0),
             _ => None,
         }
     }
@@ -258,6 +261,10 @@ fn with_arguments(name: &str, arguments: Value) -> Result<Command, CommandError>
             Command::EndpointRemove {
                 endpoint: endpoint.0,
             }
+        }
+        "reattach" => {
+            take::<Nothing>(name, arguments)?;
+            Command::Reattach
         }
         "dma-read" => {
             let read: DmaRead = take(name, arguments)?;

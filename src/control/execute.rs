@@ -21,12 +21,15 @@ use crate::host::{HostError, PageRequest, Requester};
 use crate::notation::to_hex;
 use crate::soft_endpoint::ServeError;
 use crate::spec::{DomainId, EndpointId, Iova, PageResponseCode, Pasid};
+use crate::transport::{Reattach, ReattachError, Reattached};
 
 /// What commands work on.
 #[derive(Clone)]
 pub struct Context {
     /// The endpoints, and the device that has them.
     pub endpoints: Arc<Endpoints>,
+    /// The front-end, to be reattached.
+    pub reattach: Arc<Reattach>,
 }
 
 /// A command being carried out: ready at once, unless it waits for the guest.
@@ -48,6 +51,7 @@ impl Context {
             Command::Endpoint { endpoint } => self.endpoint(endpoint),
             Command::EndpointAdd(add) => self.endpoint_add(&add, fd),
             Command::EndpointRemove { endpoint } => self.endpoint_remove(endpoint),
+            Command::Reattach => return Box::pin(reattach(self.reattach.ask())),
             Command::DmaRead {
                 requester,
                 iova,
@@ -144,6 +148,17 @@ impl Context {
             .map_err(|error| endpoint_error(&error))?;
         Reply::of(&json!({}))
     }
+}
+
+async fn reattach(asked: impl Future<Output = Result<Reattached, ReattachError>>) -> Answer {
+    let reattached = asked.await.map_err(|error| {
+        // The next front-end can be reattached, and so can this one when there is room again.
+        CommandError::new(ErrorClass::TryAgain, error)
+    })?;
+    Reply::of(&json!({
+        "paused_us": reattached.paused.as_micros() as u64,
+        "messages": reattached.messages,
+    }))
 }
 
 async fn dma_read(port: Arc<Port>, pasid: Option<Pasid>, iova: Iova, length: usize) -> Answer {

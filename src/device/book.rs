@@ -129,9 +129,11 @@ impl PageRequestBook {
         self.driver_ready = true;
     }
 
-    /// The queues stopped: events are held, and no group's time runs.
-    pub fn suspend(&mut self, now: Instant) {
+    /// The queues stopped: events are held, and no group's time runs. Returns whether that was so before.
+    pub fn suspend(&mut self, now: Instant) -> bool {
+        let stood_still = self.groups.time_stands_still();
         self.groups.stop_time(now);
+        stood_still
     }
 
     /// The queues run again.

@@ -108,6 +108,8 @@ counters! {
     resets,
     /// Front-ends that connected.
     connections,
+    /// Times that a front-end was reattached.
+    reattachments,
     /// Times that the event queue had an unusable buffer.
     event_buffers_bad,
     /// Times that a virtqueue was found corrupt and left alone until its next start.

@@ -352,8 +352,10 @@ impl Device {
 
     /// The queues stopped, perhaps for a pause. Attachments and groups stay, events are held, and the time-outs of page
     /// requests stand still from `now` on, until [`Device::resume`] or a reset.
-    pub fn suspend(&self, now: Instant) {
-        self.book().suspend(now);
+    ///
+    /// Returns whether they stood still already.
+    pub fn suspend(&self, now: Instant) -> bool {
+        self.book().suspend(now)
     }
 
     /// The queues run again: what was left of each time-out begins at `now`.

@@ -118,7 +118,7 @@ fn receive_part(from: &UnixStream, part: &mut [u8]) -> io::Result<(usize, Vec<Ow
 }
 
 /// Sends a message with its descriptors.
-pub(crate) fn send(to: &UnixStream, bytes: &[u8], descriptors: &[OwnedFd]) -> io::Result<()> {
+pub(crate) fn send(to: &UnixStream, bytes: &[u8], descriptors: &[impl AsFd]) -> io::Result<()> {
     let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -160,7 +160,7 @@ mod tests {
     fn messages_are_carried_with_their_descriptors() {
         let (one, other) = UnixStream::pair().expect("sockets");
         let (reader, writer) = std::io::pipe().expect("a pipe");
-        send(&one, b"abcdef", &[reader.into(), writer.into()]).expect("sent");
+        send(&one, b"abcdef", &[OwnedFd::from(reader), writer.into()]).expect("sent");
         let mut message = Vec::new();
         let descriptors = receive(&other, &mut message, 2, |_| Ok(4)).expect("received");
         assert_eq!((message.as_slice(), descriptors.len()), (&b"abcdef"[..], 2));

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -33,17 +34,19 @@ use crate::transport::{MAX_QUEUE_SIZE, Memory};
 /// A connection, as its messages see it.
 pub(super) struct Backend {
     device: Arc<Device>,
-    memory: Mutex<SharedMemory>,
+    memory: Arc<Mutex<SharedMemory>>,
     requests: Arc<RequestShared>,
     faults: Arc<FaultShared>,
     vrings: [Vring; NUM_QUEUES],
     driver_life: Arc<DriverLife>,
+    /// Messages say again what the device knows.
+    replays: AtomicBool,
 }
 
 impl Backend {
     pub fn new(
         device: Arc<Device>,
-        memory: Memory,
+        memory: Arc<Mutex<SharedMemory>>,
         requests: Arc<RequestShared>,
         faults: Arc<FaultShared>,
         events: Vring,
@@ -52,24 +55,34 @@ impl Backend {
         let vrings = [requests.vring().clone(), events];
         Self {
             device,
-            memory: Mutex::new(SharedMemory::new(memory)),
+            memory,
             requests,
             faults,
             vrings,
             driver_life,
+            replays: AtomicBool::new(false),
         }
     }
 
-    /// The queues, by index.
-    pub fn vrings(&self) -> &[Vring] {
-        &self.vrings
+    /// From now on messages are those of a replay: the library learns what it has to know, the device nothing.
+    pub fn begin_replay(&self) {
+        self.replays.store(true, Ordering::SeqCst);
     }
 
-    /// The front-end is gone: takes guest memory away.
-    pub fn forget_memory(&self) {
-        let mut memory = self.memory.lock();
-        memory.clear();
-        self.tell_device(&mut memory);
+    /// The next message is the front-end's.
+    pub fn end_replay(&self) {
+        self.replays.store(false, Ordering::SeqCst);
+        // The same memory as before, in other mappings of this process.
+        self.tell_device(&mut self.memory.lock());
+    }
+
+    fn replays(&self) -> bool {
+        self.replays.load(Ordering::SeqCst)
+    }
+
+    /// The queues, by index.
+    pub fn vrings(&self) -> &[Vring; NUM_QUEUES] {
+        &self.vrings
     }
 
     fn tell_device(&self, memory: &mut SharedMemory) {
@@ -77,18 +90,7 @@ impl Backend {
         for vring in &self.vrings {
             vring.look(|_| ());
         }
-        let difference = memory.difference();
-        if difference.removed.is_empty() && difference.added.is_empty() {
-            return;
-        }
-        let result =
-            self.device
-                .update_memory(&memory.map(), &difference.removed, &difference.added);
-        for error in result.err().into_iter().flatten() {
-            // Endpoints cannot reach the new memory, or a part of it. A refusal would end the connection, and with it
-            // the guest.
-            log::error!("{error}; endpoints do not reach it, or not all of it");
-        }
+        memory.tell(&self.device);
     }
 
     /// Has the workers look at their queues again.
@@ -119,6 +121,9 @@ impl VhostUserBackend for Backend {
     }
 
     fn acked_features(&self, features: u64) {
+        if self.replays() {
+            return;
+        }
         self.driver_life.driver_comes();
         self.device.negotiate(features);
         self.wake();
@@ -164,6 +169,10 @@ impl VhostUserBackend for Backend {
     fn update_memory(&self, map: Memory) -> io::Result<()> {
         let mut memory = self.memory.lock();
         memory.set(&map.memory())?;
+        if self.replays() {
+            // There is more to come, and what is not there yet has not gone.
+            return Ok(());
+        }
         self.tell_device(&mut memory);
         drop(memory);
         // A ring may be in memory by now.

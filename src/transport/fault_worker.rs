@@ -121,7 +121,7 @@ impl FaultWorker {
         }
     }
 
-    /// The connection ends: waits until the worker has let go of its event queue.
+    /// The connection ends, or goes on with another vring: waits until the worker has let go of its event queue.
     pub fn forget_vring(&self) {
         let vring = self.shared.vring.lock().clone();
         if let Some(vring) = vring {
@@ -190,6 +190,9 @@ impl FaultShared {
     fn serve_queue(&self, vring: &Vring, state: &mut State) -> Option<Option<Instant>> {
         if !state.runs() || state.broken || vring.is_closed() {
             return None;
+        }
+        if std::mem::take(&mut state.unsure) {
+            vring.notify(state);
         }
         // Let go of before the vring is.
         let memory = self.memory.memory();

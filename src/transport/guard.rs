@@ -1,47 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Between a front-end and crate vhost-user-backend: carries messages, and lets through what the library can be trusted with.
-//!
-//! The library (0.24) takes connections from a listener only, so it gets one, and two threads carry messages and
-//! descriptors between its one connection and the front-end's. They carry messages whole, one at a time: the library takes
-//! descriptors with the header of the message that they belong to, and does not wait for the rest of one.
+//! Between a front-end and crate vhost-user-backend: lets through what the library can be trusted with.
 //!
 //! The library takes any descriptor for kicks and calls, and any size of a queue, and says little of what it refuses. So each
 //! message is looked at before. A message that is refused here ends the connection with a line.
 
-use std::io::{self, Read, Write};
-use std::mem::size_of;
+use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserMemory, VhostUserMemoryRegion, VhostUserProtocolFeatures,
-    VhostUserSingleMemoryRegion, VhostUserU64, VhostUserVringAddr, VhostUserVringState,
+    FrontendReq, VhostUserProtocolFeatures, VhostUserU64, VhostUserVringAddr, VhostUserVringState,
 };
-use vm_memory::ByteValued;
 
-use crate::os::{eventfd, relay};
+use crate::os::eventfd;
 use crate::spec::{EVENT_QUEUE, NUM_QUEUES, REQUEST_QUEUE};
 use crate::transport::MAX_QUEUE_SIZE;
-
-/// Length in bytes of a message's header: request, flags, and length of the rest, four bytes each.
-const HEADER: usize = 12;
-
-/// The longest rest of a message (MAX_MSG_SIZE of crate vhost).
-const MAX_REST: usize = 4096;
-
-/// Bytes of answers carried at once. They need not come in one piece.
-const BUFFER: usize = 4096;
-
-/// How long a front-end may take from the set-up of one queue to that of the next, before a line says what it may lack.
-const QUEUE_PAUSE: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
+use crate::transport::link::HEADER;
+use crate::transport::recorder::{Area, Recorder, read};
 
 /// Why a message is refused.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+pub(super) enum Refused {
     /// A descriptor is no eventfd: it could block a thread of this process.
     #[error("a kick or call descriptor must be an eventfd: {0}")]
     Descriptor(#[from] io::Error),
@@ -70,115 +48,40 @@ enum Refused {
     },
 }
 
-/// A listener at which the front-end waits.
-///
-/// # Errors
-/// A descriptor or a thread cannot be made.
-pub(super) fn listen(front_end: UnixStream) -> io::Result<UnixListener> {
-    let (listener, ours) = relay::listen()?;
-    let (from, to) = (front_end.try_clone()?, ours.try_clone()?);
-    relay::spawn("vhost-user in", move || carry_messages(&from, &to))?;
-    relay::spawn("vhost-user out", move || carry_answers(ours, front_end))?;
-    Ok(listener)
-}
-
-/// From the front-end to the library, with descriptors.
-fn carry_messages(from: &UnixStream, to: &UnixStream) {
-    let mut guard = Guard::default();
-    let mut message = Vec::with_capacity(HEADER + MAX_REST);
-    loop {
-        if guard.misses_event_queue() && !is_readable(from) {
-            guard.said = true;
-            log::warn!(
-                "the front-end has set up the request queue alone, so the guest finds no IOMMU: QEMU's \
-                 vhost-user-test-device-pci needs num_vqs=2"
-            );
-        }
-        let descriptors = match relay::receive(from, &mut message, HEADER, rest) {
-            Ok(descriptors) => descriptors,
-            Err(error) => {
-                log::warn!("the front-end is disconnected: {error}");
-                break;
-            }
-        };
-        let Some((header, body)) = message.split_first_chunk::<HEADER>() else {
-            break;
-        };
-        if let Err(refused) = guard.look(header, body, &descriptors) {
-            log::warn!("the front-end is disconnected: {refused}");
-            break;
-        }
-        if relay::send(to, &message, &descriptors).is_err() {
-            break;
-        }
-    }
-    relay::end(from, to);
-}
-
-/// The length of the rest of a message. One that is too long is passed on without it: the library refuses it.
-fn rest(header: &[u8]) -> io::Result<usize> {
-    let length = header.last_chunk().map_or(0, |&l| u32::from_ne_bytes(l));
-    let rest = usize::try_from(length).unwrap_or(usize::MAX);
-    Ok(if rest <= MAX_REST { rest } else { 0 })
-}
-
-/// From the library to the front-end. No answer has descriptors with the features that we offer.
-fn carry_answers(mut from: UnixStream, mut to: UnixStream) {
-    let mut buffer = [0; BUFFER];
-    while let Ok(length @ 1..) = from.read(&mut buffer) {
-        if to
-            .write_all(buffer.get(..length).unwrap_or_default())
-            .is_err()
-        {
-            break;
-        }
-    }
-    relay::end(&from, &to);
-}
-
-/// Whether a message comes within a short time.
-fn is_readable(from: &UnixStream) -> bool {
-    let mut descriptors = [PollFd::new(from, PollFlags::IN)];
-    poll(&mut descriptors, Some(&QUEUE_PAUSE)) != Ok(0)
-}
-
 /// What the messages of a connection have said.
 #[derive(Default)]
-struct Guard {
-    areas: Vec<Area>,
+pub(super) struct Guard {
+    recorder: Recorder,
     /// Queues that a message has named.
     mentioned: [bool; NUM_QUEUES],
     /// The line on the missing queue.
     said: bool,
 }
 
-/// Where the front-end has a region mapped: it names the addresses of rings by that.
-#[derive(Clone, Copy)]
-struct Area {
-    user_address: u64,
-    gpa: u64,
-    length: u64,
-}
-
-impl Area {
-    fn new(region: &VhostUserMemoryRegion) -> Self {
-        Self {
-            user_address: region.user_addr,
-            gpa: region.guest_phys_addr,
-            length: region.memory_size,
-        }
-    }
-}
-
 impl Guard {
-    fn misses_event_queue(&self) -> bool {
+    /// For another daemon of the library.
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    /// Whether the front-end has named the request queue and not the event queue so far, and no line has said so.
+    pub fn misses_event_queue(&self) -> bool {
         let [requests, events] =
             [REQUEST_QUEUE, EVENT_QUEUE].map(|q| self.mentioned[usize::from(q)]);
         requests && !events && !self.said
     }
 
+    /// Says, once, what a front-end lacks that names one queue only.
+    pub fn say_what_is_missing(&mut self) {
+        self.said = true;
+        log::warn!(
+            "the front-end has set up the request queue alone, so the guest finds no IOMMU: QEMU's \
+             vhost-user-test-device-pci needs num_vqs=2"
+        );
+    }
+
     /// Looks at a message. One that is too short, or unknown, is left to the library, which refuses it.
-    fn look(
+    pub fn look(
         &mut self,
         header: &[u8; HEADER],
         body: &[u8],
@@ -189,20 +92,9 @@ impl Guard {
             return Ok(());
         };
         check_room(descriptors)?;
+        self.recorder.record(request, body);
         match request {
             FrontendReq::SET_PROTOCOL_FEATURES => look_at_protocol(body),
-            FrontendReq::SET_MEM_TABLE => self.areas = table(body),
-            FrontendReq::ADD_MEM_REG => {
-                if let Some(region) = read::<VhostUserSingleMemoryRegion>(body) {
-                    self.areas.push(Area::new(&region));
-                }
-            }
-            FrontendReq::REM_MEM_REG => {
-                if let Some(region) = read::<VhostUserSingleMemoryRegion>(body) {
-                    let gpa = region.guest_phys_addr;
-                    self.areas.retain(|area| area.gpa != gpa);
-                }
-            }
             FrontendReq::SET_VRING_NUM => {
                 if let Some(state) = read::<VhostUserVringState>(body) {
                     self.mention(state.index.into());
@@ -246,7 +138,7 @@ impl Guard {
     }
 
     fn check_ring(&self, queue: u32, address: u64) -> Result<(), Refused> {
-        if self.areas.is_empty() {
+        if self.recorder.areas().is_empty() {
             return Err(Refused::NoMemory);
         }
         let is_inside = |area: &Area| {
@@ -254,11 +146,12 @@ impl Guard {
                 .checked_sub(area.user_address)
                 .is_some_and(|offset| offset < area.length)
         };
-        if self.areas.iter().any(is_inside) {
+        if self.recorder.areas().iter().any(is_inside) {
             return Ok(());
         }
         let shared: Vec<_> = self
-            .areas
+            .recorder
+            .areas()
             .iter()
             .map(|area| {
                 let last = area.gpa.saturating_add(area.length.saturating_sub(1));
@@ -299,23 +192,4 @@ fn check_size(queue: u32, size: u32) -> Result<(), Refused> {
         return Ok(());
     }
     Err(Refused::QueueSize { queue, size })
-}
-
-/// The regions of SET_MEM_TABLE: as many as its head says and there are.
-fn table(body: &[u8]) -> Vec<Area> {
-    let Some(head) = read::<VhostUserMemory>(body) else {
-        return Vec::new();
-    };
-    let regions = body.get(size_of::<VhostUserMemory>()..).unwrap_or_default();
-    regions
-        .chunks_exact(size_of::<VhostUserMemoryRegion>())
-        .take(usize::try_from(head.num_regions).unwrap_or(usize::MAX))
-        .filter_map(read::<VhostUserMemoryRegion>)
-        .map(|region| Area::new(&region))
-        .collect()
-}
-
-/// The structure that bytes begin with.
-fn read<T: ByteValued>(bytes: &[u8]) -> Option<T> {
-    T::read_exact_from(bytes).ok()
 }

@@ -14,6 +14,7 @@ use crate::device::Device;
 use crate::transport::driver_life::{DriverLife, NextDriver};
 
 /// What is known of the request queue's starts and stops on a connection.
+#[derive(Clone)]
 pub(super) struct Lifecycle {
     driver_life: Arc<DriverLife>,
     /// Starts of the ring that were looked at.

@@ -14,6 +14,7 @@ use vm_memory::{
     GuestRegionMmap,
 };
 
+use crate::device::Device;
 use crate::host::MemoryRegion;
 use crate::os::inherited;
 use crate::spec::Gpa;
@@ -65,6 +66,17 @@ impl SharedMemory {
         Ok(())
     }
 
+    /// Whether this process has room for a descriptor of each region more: another daemon of the library receives them anew.
+    ///
+    /// # Errors
+    /// It has not.
+    pub fn check_room(&self) -> io::Result<()> {
+        let map = self.map.memory();
+        let files = map.iter().filter_map(GuestMemoryRegion::file_offset);
+        let duplicates = files.map(|file| file.file().try_clone());
+        duplicates.collect::<io::Result<Vec<_>>>().map(drop)
+    }
+
     /// Gives all memory up.
     pub fn clear(&mut self) {
         self.replace(GuestMemoryMmap::new());
@@ -77,11 +89,19 @@ impl SharedMemory {
         }
     }
 
-    /// What has changed since the last call.
-    pub fn difference(&mut self) -> Difference {
+    /// Tells the device what has changed since the last call. No worker has an older map.
+    pub fn tell(&mut self, device: &Device) {
         let difference = self.known.update(&self.map.memory());
         self.warn_of_truncation(&difference.added);
-        difference
+        if difference.removed.is_empty() && difference.added.is_empty() {
+            return;
+        }
+        let result = device.update_memory(&self.map(), &difference.removed, &difference.added);
+        for error in result.err().into_iter().flatten() {
+            // Endpoints cannot reach the new memory, or a part of it. A refusal would end the connection, and with it
+            // the guest.
+            log::error!("{error}; endpoints do not reach it, or not all of it");
+        }
     }
 
     /// Says, once a connection, what a front-end that truncates its memory would do to this process.
@@ -142,7 +162,7 @@ struct Regions(Vec<Known>);
 
 /// What is different in a new map.
 #[derive(Default)]
-pub(super) struct Difference {
+struct Difference {
     pub removed: Vec<MemoryRegion>,
     pub added: Vec<MemoryRegion>,
     /// Keeps the user addresses of `removed` valid until the host has been told.

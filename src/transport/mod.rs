@@ -2,13 +2,14 @@
 //! vhost-user: carries the device to a front-end.
 //!
 //! ```text
-//! front-end ── server ── guard ── (vhost-user-backend) ── backend ── memory ── device, host
+//! front-end ── server, connection ── link, guard, recorder ── (vhost-user-backend) ── backend ── memory ── device, host
 //! request queue ── ring, chain ── request_worker (polling, lifecycle) ── batch ── device
 //! event queue ── ring, chain ── fault_worker ── event_queue ── device, host
 //! ```
 //!
 //! Crate vhost-user-backend answers messages and maps guest memory. It is behind a guard, and its vrings are ours: see
-//! `guard` and `vring`. It has no worker; both queues are served by our own.
+//! `guard` and `vring`. It has no worker; both queues are served by our own. Under a connection its daemon can be replaced
+//! (`connection`, `daemon`, `recorder`).
 //!
 //! Threads of a connection: the *request worker*, two that carry messages through the guard, the library's, and one that waits
 //! for its end. The *fault worker* outlives connections; so does the device. The thread of [`serve`] waits for connections,
@@ -17,12 +18,15 @@
 mod backend;
 pub(crate) mod batch;
 mod chain;
+mod connection;
+mod daemon;
 mod driver_life;
 pub(crate) mod event_queue;
 mod fault_worker;
 mod guard;
 mod guest;
 mod lifecycle;
+mod link;
 mod memory;
 #[cfg(any(odd_bits, test))]
 #[cfg_attr(
@@ -31,6 +35,8 @@ mod memory;
 )]
 mod odd_bits;
 pub(crate) mod polling;
+mod reattach;
+mod recorder;
 pub(crate) mod request_worker;
 pub(crate) mod ring;
 mod server;
@@ -51,6 +57,7 @@ use crate::transport::fault_worker::FaultWorker;
 use crate::transport::server::Server;
 
 pub use driver_life::{DriverLife, Stop};
+pub use reattach::{Reattach, ReattachError, Reattached};
 
 /// The most entries that a virtqueue can have.
 pub const MAX_QUEUE_SIZE: usize = 1024;
@@ -74,6 +81,8 @@ pub struct Options {
     pub poll: Duration,
     /// What QMP knows of the driver's life.
     pub driver_life: Arc<DriverLife>,
+    /// Who asks for reattachments.
+    pub reattach: Arc<Reattach>,
 }
 
 impl Default for Options {
@@ -81,6 +90,7 @@ impl Default for Options {
         Self {
             poll: Duration::from_micros(200),
             driver_life: Arc::default(),
+            reattach: Arc::default(),
         }
     }
 }
@@ -123,6 +133,7 @@ pub fn serve(
         faults,
         poll: effective_poll(options.poll),
         driver_life: Arc::clone(&options.driver_life),
+        reattach: Arc::clone(&options.reattach),
     };
     match source {
         Source::Listen(listener) => server.listen(&listener, stop),
@@ -147,12 +158,28 @@ fn new_event() -> io::Result<EventFd> {
     EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)
 }
 
-/// Ends a connection when dropped, so that a thread of it that ends or panics takes the connection with it.
-struct Hangup(Arc<UnixStream>);
+/// Ends a connection when dropped, so that a thread of it that fails or panics takes the connection with it.
+struct Hangup {
+    line: Arc<UnixStream>,
+    armed: bool,
+}
+
+impl Hangup {
+    fn new(line: Arc<UnixStream>) -> Self {
+        Self { line, armed: true }
+    }
+
+    /// The thread was told to end, and the connection may go on.
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
 
 impl Drop for Hangup {
     fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.shutdown(Shutdown::Both);
+        if self.armed {
+            // It may have ended already.
+            let _ = self.line.shutdown(Shutdown::Both);
+        }
     }
 }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The request worker: serves the request queue, and watches it for a while after each request.
 //!
-//! It lives as long as a connection. Its twin for the event queue is `fault_worker`, which lives as long as
+//! It lives as long as a connection, or until a reattachment. Its twin for the event queue is `fault_worker`, which lives as long as
 //! [`super::serve`].
 
 use std::hint::spin_loop;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,7 +60,7 @@ struct Work {
 }
 
 impl RequestWorker {
-    /// Starts the worker of a connection, and ends the connection by `hangup` if it panics.
+    /// Starts the worker of the connection `line`, which it ends if it fails or panics.
     ///
     /// # Errors
     /// A descriptor or the thread cannot be made.
@@ -69,7 +70,7 @@ impl RequestWorker {
         faults: Arc<FaultShared>,
         poll: Duration,
         driver_life: Arc<DriverLife>,
-        hangup: Hangup,
+        line: &Arc<UnixStream>,
     ) -> io::Result<Self> {
         let poller = Arc::new(Poller::new()?);
         let wake = Arc::new(new_event()?);
@@ -80,7 +81,7 @@ impl RequestWorker {
                 Arc::clone(&poller),
                 KICK,
                 Arc::clone(&wake),
-                Arc::clone(&hangup.0),
+                Arc::clone(line),
             )?,
             memory,
             faults,
@@ -92,10 +93,13 @@ impl RequestWorker {
             }),
         });
         poller.add(shared.wake.as_raw_fd(), WAKE)?;
-        let worker = Arc::clone(&shared);
+        let (worker, line) = (Arc::clone(&shared), Arc::clone(line));
         let thread = Thread::spawn("request worker", move || {
-            let _hangup = hangup;
+            let hangup = Hangup::new(line);
             worker.run(&poller);
+            if worker.vring.is_closed() {
+                hangup.disarm();
+            }
         })?;
         Ok(Self {
             shared,
@@ -105,6 +109,19 @@ impl RequestWorker {
 
     pub fn shared(&self) -> &Arc<RequestShared> {
         &self.shared
+    }
+
+    /// Goes on with what another worker knew of the driver. The queue does not run yet.
+    pub fn take_over(&self, lifecycle: Lifecycle) {
+        self.shared.work.lock().lifecycle = lifecycle;
+    }
+
+    /// Ends the worker between two batches: whatever it took from the ring is back in it. Returns what it knows of the
+    /// driver.
+    pub fn end(self) -> Lifecycle {
+        let shared = Arc::clone(&self.shared);
+        drop(self);
+        shared.work.lock().lifecycle.clone()
     }
 
     /// The connection ends: the worker leaves the queue alone, and is interrupted in what it waits for.
@@ -200,6 +217,9 @@ impl RequestShared {
         let mut state = self.vring.serve();
         if !state.runs() || self.vring.is_closed() {
             return None;
+        }
+        if std::mem::take(&mut state.unsure) {
+            self.vring.notify(&state);
         }
         // Let go of before the vring is.
         let memory = self.memory.memory();

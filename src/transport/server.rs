@@ -1,29 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Front-ends, one after another: the set-up and the end of a connection, and what they mean to the device.
+//! Front-ends, one after another. What one connection is, `connection` says.
 //!
 //! The thread here never waits for anything that a front-end can hold up. Threads that do are interrupted at the end.
 
 use std::io;
-use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::{Error as ProtocolError, Listener};
-use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::device::Device;
 use crate::os::poller::Poller;
-use crate::os::thread::Thread;
-use crate::transport::backend::Backend;
+use crate::transport::connection::{Connection, Ended};
 use crate::transport::driver_life::DriverLife;
 use crate::transport::fault_worker::FaultWorker;
-use crate::transport::request_worker::RequestWorker;
-use crate::transport::vring::handing_over;
-use crate::transport::{Hangup, Memory, TransportError, guard};
+use crate::transport::reattach::Reattach;
+use crate::transport::{Memory, TransportError};
 
 const STOP: u64 = 0;
 const SOCKET: u64 = 1;
@@ -38,10 +32,8 @@ pub(super) struct Server {
     pub faults: FaultWorker,
     pub poll: Duration,
     pub driver_life: Arc<DriverLife>,
+    pub reattach: Arc<Reattach>,
 }
-
-/// What the thread of messages comes to.
-type Messages = Result<(), DaemonError>;
 
 impl Server {
     /// Serves one front-end after another until `stop` is readable.
@@ -94,122 +86,15 @@ impl Server {
     /// # Errors
     /// A descriptor or a thread cannot be made. The front-end is disconnected.
     pub fn connection(&self, stream: UnixStream, stop: &EventFd) -> io::Result<()> {
-        match self.serve(stream, stop)? {
-            End::Gone => log::info!("the front-end is gone"),
-            End::Stopped => log::info!("the front-end is disconnected"),
-            End::Refused(why) => log::warn!("the front-end is disconnected: {why}"),
-            End::Panicked => {
+        match Connection::new(self, stream, stop)?.serve()? {
+            Ended::Gone => log::info!("the front-end is gone"),
+            Ended::Stopped => log::info!("the front-end is disconnected"),
+            Ended::Refused(why) => log::warn!("the front-end is disconnected: {why}"),
+            Ended::Panicked => {
                 log::error!("the front-end is disconnected: its thread has panicked");
             }
         }
         Ok(())
-    }
-
-    fn serve(&self, stream: UnixStream, stop: &EventFd) -> io::Result<End> {
-        let line = Arc::new(stream.try_clone()?);
-        let hangup = Hangup(Arc::clone(&line));
-        let poller = waiter(stop)?;
-        poller.add_hangup(line.as_raw_fd(), SOCKET)?;
-        let events = self.faults.new_vring(Arc::clone(&line))?;
-        let worker = RequestWorker::start(
-            Arc::clone(&self.device),
-            self.memory.clone(),
-            Arc::clone(self.faults.shared()),
-            self.poll,
-            Arc::clone(&self.driver_life),
-            Hangup(Arc::clone(&line)),
-        )?;
-        let backend = Arc::new(Backend::new(
-            Arc::clone(&self.device),
-            self.memory.clone(),
-            Arc::clone(worker.shared()),
-            Arc::clone(self.faults.shared()),
-            events.clone(),
-            Arc::clone(&self.driver_life),
-        ));
-        let mut daemon = handing_over(backend.vrings(), || {
-            // Its memory is not what the workers see: that was checked.
-            let unchecked = Memory::new(GuestMemoryMmap::new());
-            VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&backend), unchecked)
-        })
-        .map_err(|error| io::Error::other(error.to_string()))?;
-        let mut listener = Listener::from(guard::listen(stream)?);
-        self.device.connect();
-        self.faults.set_vring(events);
-        let messages = Thread::spawn("vhost-user end", move || {
-            let _hangup = hangup;
-            daemon.start(&mut listener)?;
-            daemon.wait()
-        });
-        let ended = messages.map(|messages| {
-            log::info!("a front-end is connected");
-            self.follow(&poller, &line, &worker, messages)
-        });
-        self.faults.forget_vring();
-        drop(worker);
-        // What was raised so far is not for the next driver.
-        self.device.service_events(None, Instant::now());
-        self.device.disconnect();
-        self.driver_life.front_end_is_gone();
-        backend.forget_memory();
-        self.faults.shared().wake();
-        ended
-    }
-
-    /// Waits for the end of a connection.
-    fn follow(
-        &self,
-        poller: &Poller,
-        line: &UnixStream,
-        worker: &RequestWorker,
-        messages: Thread<Messages>,
-    ) -> End {
-        let stopped = is_stopped(poller, None);
-        if stopped {
-            // It may have gone by itself.
-            let _ = line.shutdown(Shutdown::Both);
-        }
-        // A message may wait for a queue, whose worker is in a call that the front-end holds up.
-        while !messages.ends_soon() {
-            worker.leave_vring();
-            self.faults.leave_vring();
-            messages.interrupt();
-        }
-        match messages.join() {
-            Ok(result) => End::of(result, stopped),
-            Err(_) => End::Panicked,
-        }
-    }
-}
-
-/// How a connection ended.
-enum End {
-    /// The front-end closed it, or the guard has said why.
-    Gone,
-    /// The process ends.
-    Stopped,
-    /// A message was refused.
-    Refused(String),
-    /// A thread of messages panicked.
-    Panicked,
-}
-
-impl End {
-    fn of(result: Messages, stopped: bool) -> Self {
-        match result {
-            Err(DaemonError::WaitDaemon(_)) => Self::Panicked,
-            _ if stopped => Self::Stopped,
-            Ok(())
-            | Err(DaemonError::HandleRequest(
-                ProtocolError::Disconnected
-                | ProtocolError::PartialMessage
-                | ProtocolError::SocketBroken(_),
-            )) => Self::Gone,
-            Err(DaemonError::HandleRequest(ProtocolError::ReqHandlerError(error))) => {
-                Self::Refused(error.to_string())
-            }
-            Err(error) => Self::Refused(error.to_string()),
-        }
     }
 }
 

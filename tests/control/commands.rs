@@ -50,6 +50,17 @@ fn counters_are_one_flat_object_or_prometheus_text() {
 }
 
 #[test]
+fn without_a_front_end_there_is_nothing_to_reattach() {
+    let daemon = Daemon::new();
+    let mut client = daemon.connect();
+    assert_eq!(client.class("reattach", json!({})), "TryAgain");
+    assert_eq!(
+        client.class("reattach", json!({"endpoint": 40})),
+        "InvalidArgument"
+    );
+}
+
+#[test]
 fn accesses_go_through_the_mappings() {
     let daemon = Daemon::new();
     let mut client = daemon.connect();

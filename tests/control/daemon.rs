@@ -60,7 +60,10 @@ impl Daemon {
         let path = directory.path().join("control");
         let listener = UnixListener::bind(&path).expect("bind");
         let stop = EventFd::new(0).expect("eventfd");
-        let context = Context { endpoints };
+        let context = Context {
+            endpoints,
+            reattach: Arc::default(),
+        };
         let control = Control::start(listener, context, &stop).expect("start");
         Self {
             device,

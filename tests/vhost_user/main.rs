@@ -14,6 +14,7 @@ mod events;
 mod lifecycle;
 mod misuse;
 mod program;
+mod reattach;
 mod requests;
 mod rings;
 

@@ -2,9 +2,11 @@
 //! The program as a process: what it says of a front-end's set-up, and what becomes of a connection when the system lacks
 //! something. With the system call filter on.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use serde_json::Value;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VringConfigData};
@@ -13,7 +15,9 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::OK;
 use crate::common::guest::{EVENTS, PROTOCOL_FEATURES, REQUESTS, VERSION_1};
 use crate::common::requests::attach;
-use crate::common::{Guest, GuestOptions, Layout, Program, Segment, program_on, wait_until};
+use crate::common::{
+    Guest, GuestOptions, Layout, PATIENCE, Program, Segment, program_on, wait_until,
+};
 
 const ENDPOINT: u32 = 8;
 
@@ -289,6 +293,83 @@ fn a_want_of_descriptors_at_any_step_costs_one_connection() {
             descriptors(&program).len() == idle.len()
         });
         program.forget_lines();
+    }
+    assert!((5..64).contains(&steps), "{steps} steps");
+    stop(program);
+}
+
+/// A client of its control socket, connected.
+struct Client(BufReader<UnixStream>);
+
+impl Client {
+    fn new(program: &Program) -> Self {
+        let stream = UnixStream::connect(program.path("control")).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        Self(BufReader::new(stream))
+    }
+
+    fn reattach(&mut self) -> Value {
+        let line = b"{\"execute\":\"reattach\"}\n";
+        self.0.get_mut().write_all(line).expect("room");
+        let mut answer = String::new();
+        self.0.read_line(&mut answer).expect("an answer");
+        serde_json::from_str(&answer).expect("JSON")
+    }
+}
+
+#[test]
+fn a_reattachment_leaves_nothing_behind() {
+    let program = start();
+    let mut guest = program.guest();
+    assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+    let answer = program.execute(&["reattach"]).expect("reattached");
+    let messages = answer["messages"].as_u64().expect("a number");
+    guest.config();
+    let mut client = Client::new(&program);
+    client.reattach();
+    let threads_before = threads(&program).len();
+    let before = descriptors(&program).len();
+    for _ in 0..200 {
+        let answer = client.reattach();
+        assert!(answer["return"]["paused_us"].is_u64(), "{answer}");
+        assert_eq!(answer["return"]["messages"], messages + 1);
+        assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+    }
+    wait_until("descriptors and threads to be given back", || {
+        descriptors(&program).len() == before && threads(&program).len() == threads_before
+    });
+    program.forget_lines();
+    drop(guest);
+    program.wait_for_line(&["is gone"]);
+    stop(program);
+}
+
+#[test]
+fn a_want_of_descriptors_at_any_step_leaves_a_front_end_as_it_was() {
+    let program = start();
+    let all = getrlimit(Resource::Nofile).current;
+    let mut guest = program.guest();
+    let mut client = Client::new(&program);
+    assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+    client.reattach();
+    let mut steps = 0;
+    let before = descriptors(&program);
+    // Room for no descriptor more, for one, for two, ...
+    for number in (0..).filter(|number| !before.contains(number)) {
+        limit(&program, Resource::Nofile, Some(number));
+        let answer = client.reattach();
+        limit(&program, Resource::Nofile, all);
+        assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+        if answer.get("return").is_some() {
+            break;
+        }
+        assert_eq!(answer["error"]["class"], "TryAgain");
+        let text = answer["error"]["desc"].as_str().expect("text");
+        assert!(text.starts_with("nothing has changed: "), "{text}");
+        steps += 1;
+        wait_until("the descriptors to be given back", || {
+            descriptors(&program).len() == before.len()
+        });
     }
     assert!((5..64).contains(&steps), "{steps} steps");
     stop(program);

@@ -63,6 +63,7 @@ Commands:
   endpoint-add endpoint=ID [soft=PATH | vfio=PATH | vfio-fd=N] [dev-id=N]
       [qemu-id=ID]
   endpoint-remove endpoint=ID
+  reattach
   dma-read endpoint=ID iova=N length=N [pasid=N]
   dma-write endpoint=ID iova=N data=HEX [pasid=N]
   translate endpoint=ID iova=N [pasid=N]

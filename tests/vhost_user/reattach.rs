@@ -1,0 +1,481 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Fresh daemons of the library under a front-end that stays connected.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost_device_iommu::device::DeviceConfig;
+use vhost_device_iommu::host::PageRequest;
+use vhost_device_iommu::host::soft::{SoftHost, block_on};
+use vhost_device_iommu::spec::{EndpointId, EventFlags, Iova, PageResponseCode};
+use vhost_device_iommu::transport::{Reattach, ReattachError, Reattached};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::common::guest::{EVENT_IDX, EVENTS, REQUESTS};
+use crate::common::requests::{ATTACH_PAGE_REQUEST, READ, attach, map, page_response, unmap};
+use crate::common::{Guest, GuestOptions, Layout, Server, ServerOptions, ram, wait_until};
+use crate::{INVAL, NOENT, OK, every_layout};
+
+const ENDPOINT: u32 = 8;
+const RAM: u64 = 0x1_0000;
+
+/// How often a test reattaches that does so at random moments.
+fn often() -> usize {
+    match std::env::var_os("LAB_EXHAUSTIVE") {
+        Some(_) => 2_000,
+        None => 200,
+    }
+}
+
+/// A server, and what reattaches its front-end.
+fn start(options: ServerOptions) -> (Server, Arc<Reattach>) {
+    let reattach = Arc::clone(&options.transport.reattach);
+    (Server::start(options), reattach)
+}
+
+fn done(reattach: &Reattach) -> Reattached {
+    block_on(reattach.ask()).expect("a reattachment")
+}
+
+/// A guest with domain 1 and a mapping in it.
+fn mapped(server: &Server, options: &GuestOptions) -> Guest {
+    let mut guest = Guest::connect(&server.path, options);
+    assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+    assert_eq!(guest.request(&a_map()), OK);
+    guest
+}
+
+fn a_map() -> Vec<u8> {
+    map(1, 0, 0xfff, RAM, READ)
+}
+
+/// Reattaches again and again on a thread, until told to stop; then how often.
+struct Reattacher {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<usize>,
+}
+
+impl Reattacher {
+    fn start(reattach: &Arc<Reattach>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (reattach, stopped) = (Arc::clone(reattach), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            let mut count = 0;
+            while !stopped.load(Ordering::SeqCst) {
+                done(&reattach);
+                count += 1;
+            }
+            count
+        });
+        Self { stop, thread }
+    }
+
+    fn stop(self) -> usize {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().expect("no panic")
+    }
+}
+
+#[test]
+fn a_guest_finds_everything_as_it_was() {
+    for options in every_layout() {
+        let (server, reattach) = start(ServerOptions::default());
+        let mut guest = mapped(&server, &options);
+        let first = done(&reattach);
+        for _ in 0..3 {
+            // The front-end has said nothing since.
+            assert_eq!(done(&reattach).messages, first.messages);
+            // Overlaps the mapping that is there.
+            assert_eq!(guest.request(&a_map()), INVAL);
+        }
+        guest.config();
+        assert_eq!(done(&reattach).messages, first.messages + 1);
+        let counters = server.device.counters();
+        assert_eq!(counters.reattachments.get(), 5);
+        assert_eq!((counters.resets.get(), counters.connections.get()), (0, 1));
+        let bases = guest.stop();
+        assert_eq!(bases[REQUESTS], guest.queues[REQUESTS].available_index);
+        guest.start(bases);
+        assert_eq!(guest.request(&a_map()), INVAL);
+    }
+}
+
+#[test]
+fn without_a_front_end_there_is_nothing_to_reattach() {
+    let (server, reattach) = start(ServerOptions::default());
+    assert_eq!(block_on(reattach.ask()), Err(ReattachError::NoFrontEnd));
+    drop(mapped(&server, &GuestOptions::default()));
+    wait_until("the end of the connection", || {
+        block_on(reattach.ask()) == Err(ReattachError::NoFrontEnd)
+    });
+    mapped(&server, &GuestOptions::default());
+}
+
+#[test]
+fn no_request_is_lost_or_carried_out_twice() {
+    for features in [u64::MAX, !EVENT_IDX] {
+        let (server, reattach) = start(ServerOptions::default());
+        let options = GuestOptions {
+            features,
+            queue_size: 128,
+            layout: Layout::Indirect,
+            ..GuestOptions::default()
+        };
+        let mut guest = Guest::connect(&server.path, &options);
+        assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+        let reattacher = Reattacher::start(&reattach);
+        // Each is INVAL if it is done twice, and the next one is if it is lost.
+        let pair = [
+            map(1, 0, 0xfff, RAM, READ),
+            map(1, 0x1000, 0x1fff, RAM, READ),
+        ];
+        let undo = [unmap(1, 0, 0xfff), unmap(1, 0x1000, 0x1fff)];
+        let all: Vec<_> = [pair, undo]
+            .concat()
+            .into_iter()
+            .cycle()
+            .take(128)
+            .collect();
+        let mut requests = 0;
+        // Around the end of the indices, too.
+        while requests < 70_000 || server.device.counters().reattachments.get() < often() as u64 {
+            let batch = &all[..4 * (1 + requests % 32)];
+            assert!(guest.batch(batch).iter().all(|&status| status == OK));
+            requests += batch.len();
+            assert_eq!(guest.request(&a_map()), OK);
+            assert_eq!(guest.request(&unmap(1, 0, 0xfff)), OK);
+            requests += 2;
+        }
+        assert!(reattacher.stop() >= often());
+        let counters = server.device.counters();
+        // The request that attached is one more.
+        assert_eq!(counters.requests.get(), requests as u64 + 1);
+        assert_eq!(counters.resets.get(), 0);
+    }
+}
+
+#[test]
+fn a_driver_that_waits_for_an_interrupt_gets_it() {
+    for features in [u64::MAX, !EVENT_IDX] {
+        let (server, reattach) = start(ServerOptions::default());
+        let options = GuestOptions {
+            features,
+            ..GuestOptions::default()
+        };
+        let mut guest = Guest::connect(&server.path, &options);
+        let reattacher = Reattacher::start(&reattach);
+        while server.device.counters().reattachments.get() < often() as u64 {
+            guest.queues[REQUESTS].want_interrupts(true);
+            let queued = guest.queue(&attach(1, ENDPOINT, 0), 4);
+            guest.queues[REQUESTS].submit();
+            let used = loop {
+                // One may be for nothing.
+                guest.queues[REQUESTS].wait_interrupt();
+                if let Some(used) = guest.queues[REQUESTS].poll() {
+                    break used;
+                }
+                guest.queues[REQUESTS].want_interrupts(true);
+            };
+            assert_eq!(guest.collect(queued, used.1).status(), OK);
+        }
+        reattacher.stop();
+    }
+}
+
+#[test]
+fn stopped_queues_stay_stopped() {
+    let (server, reattach) = start(ServerOptions::default());
+    let mut guest = mapped(&server, &GuestOptions::default());
+    let bases = guest.stop();
+    done(&reattach);
+    // A driver that goes on where it stopped.
+    guest.start(bases);
+    assert_eq!(guest.request(&a_map()), INVAL);
+    assert_eq!(server.device.counters().resets.get(), 0);
+    // And a new one.
+    guest.stop();
+    done(&reattach);
+    done(&reattach);
+    guest.start_anew();
+    assert_eq!(guest.request(&a_map()), NOENT);
+    assert_eq!(server.device.counters().resets.get(), 1);
+}
+
+#[test]
+fn what_is_known_of_the_driver_stays_known() {
+    let options = ServerOptions::default();
+    let driver_life = Arc::clone(&options.transport.driver_life);
+    let (server, reattach) = start(options);
+    let mut guest = mapped(&server, &GuestOptions::default());
+    done(&reattach);
+    assert_eq!(driver_life.undecided_stop(), None);
+    let bases = guest.stop();
+    let stop = driver_life.undecided_stop();
+    assert!(stop.is_some());
+    done(&reattach);
+    // No driver has come.
+    assert_eq!(driver_life.undecided_stop(), stop);
+    assert!(driver_life.machine_was_reset(&server.device));
+    done(&reattach);
+    guest.start(bases);
+    assert_eq!(guest.request(&a_map()), NOENT);
+    assert_eq!(server.device.counters().resets.get(), 1);
+}
+
+#[test]
+fn a_front_end_that_is_half_set_up_goes_on() {
+    let (server, reattach) = start(ServerOptions::default());
+    let stream = UnixStream::connect(&server.path).expect("a connection");
+    let mut guest = Guest::prepare(stream, &GuestOptions::default());
+    done(&reattach);
+    guest.send_memory();
+    done(&reattach);
+    guest
+        .frontend
+        .set_features(guest.features)
+        .expect("SET_FEATURES");
+    done(&reattach);
+    guest.start_queue(REQUESTS, 0);
+    done(&reattach);
+    assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+    guest.start_queue(EVENTS, 0);
+    done(&reattach);
+    assert_eq!(guest.request(&a_map()), OK);
+    // What the library keeps: the owner.
+    guest.frontend.set_owner().expect_err("there is an owner");
+}
+
+#[test]
+fn memory_is_what_it_was_for_the_device() {
+    let (server, reattach) = start(ServerOptions::default());
+    // More regions than one message has room for.
+    let (mut options, regions) = (GuestOptions::default(), 40_u64);
+    options.ram = vec![(RAM, 32 << 20)];
+    let mut guest = mapped(&server, &options);
+    for number in (1..=regions).rev() {
+        let gpa = 0x1000_0000 * number;
+        // Of a file that has more.
+        let region = ram::region_of(ram::memfd(0x8_0000), 0x1000 * number, gpa, 0x1_0000);
+        let info = guest.ram.insert(region);
+        guest.frontend.add_mem_region(&info).expect("ADD_MEM_REG");
+    }
+    let before = serde_json::to_value(server.device.status().memory).expect("JSON");
+    assert_eq!(before.as_array().map(Vec::len), Some(41));
+    for _ in 0..3 {
+        done(&reattach);
+        let after = serde_json::to_value(server.device.status().memory).expect("JSON");
+        assert_eq!(after, before);
+        assert_eq!(guest.request(&a_map()), INVAL);
+    }
+    // The fresh library knows each region.
+    for number in 1..=regions {
+        let (info, _mapped) = guest.ram.remove(0x1000_0000 * number);
+        guest
+            .frontend
+            .remove_mem_region(&info)
+            .expect("REM_MEM_REG");
+        done(&reattach);
+    }
+    assert_eq!(server.device.status().memory.len(), 1);
+    assert_eq!(guest.request(&a_map()), INVAL);
+}
+
+#[test]
+fn a_ring_without_memory_goes_on_when_the_memory_is_back() {
+    let (server, reattach) = start(ServerOptions::default());
+    let mut guest = mapped(&server, &GuestOptions::default());
+    let info = guest.ram.infos().remove(0);
+    // QEMU does so to change the size of a region.
+    guest
+        .frontend
+        .remove_mem_region(&info)
+        .expect("REM_MEM_REG");
+    done(&reattach);
+    done(&reattach);
+    guest.frontend.add_mem_region(&info).expect("ADD_MEM_REG");
+    done(&reattach);
+    assert_eq!(guest.request(&a_map()), INVAL);
+}
+
+#[test]
+fn messages_of_the_same_moment_are_carried_out_once() {
+    let (server, reattach) = start(ServerOptions::default());
+    let mut guest = mapped(&server, &GuestOptions::default());
+    let first = done(&reattach).messages;
+    let reattacher = Reattacher::start(&reattach);
+    let mut rounds = 0;
+    while server.device.counters().reattachments.get() < often() as u64 {
+        rounds += 1;
+        guest.send_memory();
+        guest.config();
+        let bases = guest.stop();
+        guest.start(bases);
+        assert_eq!(guest.request(&a_map()), INVAL);
+    }
+    reattacher.stop();
+    let messages = done(&reattach).messages - first;
+    // Two for memory and configuration, four to stop, 13 to start.
+    assert_eq!(messages, rounds * 19);
+    assert_eq!(server.device.counters().resets.get(), 0);
+}
+
+#[test]
+fn a_front_end_may_leave_at_any_moment() {
+    let (server, reattach) = start(ServerOptions::default());
+    let (mut reattached, mut gone) = (0, 0);
+    for _ in 0..often() {
+        let guest = mapped(&server, &GuestOptions::default());
+        let asked: Vec<_> = (0..3).map(|_| reattach.ask()).collect();
+        let leaving = thread::spawn(move || drop(guest));
+        for asked in asked {
+            match block_on(asked) {
+                Ok(_) => reattached += 1,
+                Err(ReattachError::Gone | ReattachError::NoFrontEnd) => gone += 1,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        leaving.join().expect("no panic");
+        wait_until("the end of the connection", || {
+            !server.device.status().connected
+        });
+    }
+    assert_eq!(reattached + gone, 3 * often());
+    let guest = mapped(&server, &GuestOptions::default());
+    done(&reattach);
+    drop(guest);
+}
+
+#[test]
+fn a_notification_that_blocks_holds_up_neither_a_reattachment_nor_the_end() {
+    for queue in [REQUESTS, EVENTS] {
+        let (mut server, reattach) = start(ServerOptions::default());
+        let guest = mapped(&server, &GuestOptions::default());
+        // It blocks, and is full.
+        let call = EventFd::new(0).expect("an eventfd");
+        call.write(u64::MAX - 1).expect("room");
+        guest
+            .frontend
+            .set_vring_call(queue, &call)
+            .expect("an eventfd");
+        done(&reattach);
+        done(&reattach);
+        assert_eq!(server.device.counters().reattachments.get(), 2);
+        server.stop();
+    }
+}
+
+#[test]
+fn a_message_that_is_not_whole_holds_a_reattachment_up_until_the_end_of_the_connection() {
+    let (server, reattach) = start(ServerOptions::default());
+    let mut stream = UnixStream::connect(&server.path).expect("a connection");
+    wait_until("the connection", || server.device.status().connected);
+    // The header of GET_CONFIG, and no body.
+    let words = [24_u32, 1, 64].map(u32::to_ne_bytes).concat();
+    std::io::Write::write_all(&mut stream, &words[..6]).expect("room");
+    // The thread has begun to receive when nothing is left in the socket.
+    wait_until("the first bytes are taken", || unread(&stream) == 0);
+    let asked = reattach.ask();
+    std::io::Write::write_all(&mut stream, &words[6..]).expect("room");
+    drop(stream);
+    assert_eq!(block_on(asked), Err(ReattachError::Gone));
+}
+
+/// Bytes that the other end has not read yet.
+fn unread(stream: &UnixStream) -> i32 {
+    use std::os::fd::AsRawFd;
+    let mut bytes = 0;
+    // SAFETY: TIOCOUTQ writes one integer.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+    assert_eq!(result, 0);
+    bytes
+}
+
+/// Raises a group, and waits for its answer on a thread.
+fn group(host: &Arc<SoftHost>, first: u64) -> JoinHandle<PageResponseCode> {
+    let pages = (0..2).map(|page| PageRequest {
+        address: Iova(first + 0x1000 * page),
+        access: EventFlags::READ,
+        length: 0,
+    });
+    let port = host.port(EndpointId(ENDPOINT)).expect("a port");
+    let response = port.page_request(None, pages.collect()).expect("a group");
+    thread::spawn(move || block_on(response))
+}
+
+fn with_time_out(timeout: Option<Duration>) -> ServerOptions {
+    ServerOptions {
+        config: DeviceConfig {
+            page_response_timeout: timeout,
+            ..DeviceConfig::default()
+        },
+        ..ServerOptions::default()
+    }
+}
+
+#[test]
+fn page_requests_are_reported_once_and_answered() {
+    let (server, reattach) = start(with_time_out(None));
+    let mut guest = Guest::connect(&server.path, &GuestOptions::default());
+    assert_eq!(guest.request(&attach(1, ENDPOINT, ATTACH_PAGE_REQUEST)), OK);
+    let reattacher = Reattacher::start(&reattach);
+    let mut groups = 0;
+    while server.device.counters().reattachments.get() < often() as u64 {
+        // Two are outstanding, and two held, for want of buffers.
+        let answers: Vec<_> = (0..4)
+            .map(|group_number| group(&server.host, 0x10_0000 * (group_number + 1)))
+            .collect();
+        guest.post_events(4, 32, true);
+        for half in 0..2 {
+            for _ in 0..2 {
+                let events = [guest.page_request(), guest.page_request()];
+                let [first, last] = events.map(|event| event.address.get());
+                assert_eq!(last, first + 0x1000);
+                assert_eq!(events[0].group_id, events[1].group_id);
+                let response = page_response(ENDPOINT, None, events[0].group_id.get(), 0);
+                assert_eq!(guest.request(&response), OK);
+                groups += 1;
+            }
+            if half == 0 {
+                guest.post_events(4, 32, true);
+            }
+        }
+        for answer in answers {
+            assert_eq!(answer.join().expect("no panic"), PageResponseCode::Success);
+        }
+    }
+    reattacher.stop();
+    let counters = server.device.counters();
+    assert_eq!(counters.page_request_groups_delivered.get(), groups);
+    assert_eq!(counters.page_request_success.get(), groups);
+}
+
+#[test]
+fn time_outs_of_page_requests_go_on_behind_a_reattachment() {
+    let (server, reattach) = start(with_time_out(Some(Duration::from_millis(300))));
+    let mut guest = Guest::connect(&server.path, &GuestOptions::default());
+    assert_eq!(guest.request(&attach(1, ENDPOINT, ATTACH_PAGE_REQUEST)), OK);
+    guest.post_events(2, 32, true);
+    let answer = group(&server.host, 0x10_0000);
+    guest.page_request();
+    guest.page_request();
+    done(&reattach);
+    assert_eq!(
+        answer.join().expect("no panic"),
+        PageResponseCode::InvalidRequest
+    );
+    assert_eq!(server.device.counters().page_request_timeouts.get(), 1);
+    // With stopped queues they stand still, whatever comes between.
+    let bases = guest.stop();
+    done(&reattach);
+    assert_eq!(server.device.service_events(None, far_away()), None);
+    guest.start(bases);
+}
+
+fn far_away() -> std::time::Instant {
+    std::time::Instant::now() + Duration::from_secs(3600)
+}

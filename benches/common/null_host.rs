@@ -41,10 +41,10 @@ impl Host for NullHost {
     fn unmap(&self, _: DomainId, _: IovaRange, _: &[Mapping]) -> Result<(), HostError> {
         Ok(())
     }
-    fn invalidate(&self, _: DomainId, _: IovaRange) -> Result<(), HostError> {
+    fn invalidate(&self, _: DomainId, _: &[IovaRange]) -> Result<(), HostError> {
         Ok(())
     }
-    fn joins_unmaps(&self) -> bool {
+    fn joins_requests(&self) -> bool {
         false
     }
     fn update_memory(

@@ -182,7 +182,7 @@ fn nothing_kept(host: &SoftHost) -> Figure {
         host.unmap(DomainId(MAPPINGS), page, &[]).expect("unmap");
     });
     let invalidate = time(1000, |_| {
-        host.invalidate(DomainId(TABLE), everything)
+        host.invalidate(DomainId(TABLE), &[everything])
             .expect("invalidate");
     });
     figure(

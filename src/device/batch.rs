@@ -27,7 +27,7 @@ pub enum Reply {
     Status(Status),
     /// [`Batch::properties`], zeros up to the tail, then the tail with status OK.
     Properties,
-    /// Not known yet: this UNMAP was joined to the ones before or after it. The reply is
+    /// Not known yet: this UNMAP or INVALIDATE was joined to the ones before or after it. The reply is
     /// `Reply::Status(settled)` of the next [`Step`] or of [`Finished`] that has `settled`.
     Joined,
 }
@@ -54,7 +54,7 @@ pub struct Finished {
 pub struct Batch<'a> {
     device: &'a Device,
     state: MutexGuard<'a, State>,
-    joins_unmaps: bool,
+    joins_requests: bool,
     events_wanted: bool,
     /// Once a batch: a host without memory is not asked for each request.
     move_tried: bool,
@@ -77,7 +77,7 @@ impl<'a> Batch<'a> {
         Self {
             device,
             state: device.state(),
-            joins_unmaps: device.host.joins_unmaps(),
+            joins_requests: device.host.joins_requests(),
             events_wanted: false,
             move_tried: false,
             tally: Tally::default(),
@@ -107,10 +107,12 @@ impl<'a> Batch<'a> {
                 };
             }
         };
-        if let Request::Unmap { domain, range } = request {
-            return self.unmap(domain, range);
+        match request {
+            Request::Unmap { domain, range } => return self.unmap(domain, range),
+            Request::Invalidate { domain, range } => return self.invalidate(domain, range),
+            _ => {}
         }
-        // Any other request finds the UNMAPs before it carried out on the host (X69, X104).
+        // Any other request finds those before it carried out on the host (X69, X104).
         let settled = self.settle();
         let counters = &self.device.counters;
         let result = match request {
@@ -123,7 +125,6 @@ impl<'a> Batch<'a> {
                         _ => counters.attach.increment(),
                     })
             }
-            Request::Invalidate { domain, range } => self.invalidate(domain, range),
             Request::Detach(detach) => self
                 .device
                 .detach(&mut self.state, &detach)
@@ -141,7 +142,7 @@ impl<'a> Batch<'a> {
                 }
                 Err(status) => Err(status),
             },
-            Request::Unmap { .. } => Ok(()),
+            Request::Unmap { .. } | Request::Invalidate { .. } => Ok(()),
         };
         self.replied(settled, result)
     }
@@ -162,7 +163,7 @@ impl<'a> Batch<'a> {
         &self.state.properties
     }
 
-    /// Ends the batch: tells the host of the UNMAPs that are still joined. Dropping the batch does so too, but their
+    /// Ends the batch: tells the host of the requests that are still joined. Dropping the batch does so too, but their
     /// statuses are lost.
     pub fn finish(mut self) -> Finished {
         Finished {
@@ -251,7 +252,7 @@ impl<'a> Batch<'a> {
 
     fn unmap(&mut self, id: DomainId, range: IovaRange) -> Step {
         let mut settled = None;
-        if self.state.joined.has_others_than(id) {
+        if self.state.joined.has_others_than(id) || self.state.invalidates.domain().is_some() {
             settled = self.settle();
         }
         let taken = match take_out(&mut self.state, id, &range) {
@@ -272,7 +273,12 @@ impl<'a> Batch<'a> {
             self.state.joined.take_back(aside);
             self.state.joined.join(id, &taken);
         }
-        let reply = if self.joins_unmaps {
+        self.joined(settled)
+    }
+
+    /// The reply to a request that was joined to others.
+    fn joined(&mut self, settled: Option<Status>) -> Step {
+        let reply = if self.joins_requests {
             Reply::Joined
         } else {
             Reply::Status(self.settle().unwrap_or(Status::Ok))
@@ -297,37 +303,59 @@ impl<'a> Batch<'a> {
         self.replied(settled, Err(status))
     }
 
-    fn invalidate(&mut self, id: DomainId, range: IovaRange) -> Result<(), Status> {
-        let result = self.try_invalidate(id, range);
-        match result {
-            Ok(()) => self.tally.invalidate += 1,
-            Err(status) => {
-                // A driver that invalidates under a lock of its page tables has nobody to tell.
-                if self.device.counters.invalidate_failed.increment_and_log() {
-                    log::warn!(
-                        "INVALIDATE of {}-{} in domain {id} failed: {status:?}",
-                        range.first,
-                        range.last
-                    );
-                }
+    fn invalidate(&mut self, id: DomainId, range: IovaRange) -> Step {
+        let settled = match self.state.invalidates.domain() == Some(id) {
+            true => None,
+            false => self.settle(),
+        };
+        let status = match self.state.domains.get(&id).map(Domain::by) {
+            // The range may have any alignment.
+            Some(By::Table(_)) => {
+                self.state.invalidates.join(id, range);
+                return self.joined(settled);
             }
-        }
-        result
+            // X102
+            Some(_) => Status::Inval,
+            // X101
+            None => Status::NoEnt,
+        };
+        self.count_failed_invalidates(1, id, status);
+        self.replied(settled, Err(status))
     }
 
-    fn try_invalidate(&mut self, id: DomainId, range: IovaRange) -> Result<(), Status> {
-        // X101
-        let domain = self.state.domains.get(&id).ok_or(Status::NoEnt)?;
-        // X102; the range may have any alignment.
-        let By::Table(_) = domain.by() else {
-            return Err(Status::Inval);
-        };
-        let invalidated = self.device.host.invalidate(id, range);
-        invalidated.map_err(|error| self.device.count_host_error(&error))
+    fn count_failed_invalidates(&self, requests: u64, id: DomainId, status: Status) {
+        let counter = &self.device.counters.invalidate_failed;
+        counter.add(requests - 1);
+        // A driver that invalidates under a lock of its page tables has nobody to tell.
+        if counter.increment_and_log() {
+            log::warn!("INVALIDATE in domain {id} failed: {status:?}");
+        }
+    }
+
+    /// Tells the host of the joined requests: there are UNMAPs or INVALIDATEs; `None` when there are neither.
+    fn settle(&mut self) -> Option<Status> {
+        self.settle_unmaps().or_else(|| self.settle_invalidates())
+    }
+
+    fn settle_invalidates(&mut self) -> Option<Status> {
+        let domain = self.state.invalidates.domain()?;
+        let settled = self.state.invalidates.settle(&*self.device.host)?;
+        Some(match settled.result {
+            Ok(()) => {
+                self.tally.invalidate += settled.requests;
+                Status::Ok
+            }
+            Err(error) => {
+                self.tally.failed += settled.requests;
+                let status = self.device.count_host_error(&error);
+                self.count_failed_invalidates(settled.requests, domain, status);
+                status
+            }
+        })
     }
 
     /// Tells the host of the joined UNMAPs; `None` when there are none.
-    fn settle(&mut self) -> Option<Status> {
+    fn settle_unmaps(&mut self) -> Option<Status> {
         let device = self.device;
         let state = &mut *self.state;
         let domains = &state.domains;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! UNMAPs that the table has carried out and the host has not been told of.
+//! UNMAPs that the table has carried out and the host has not been told of, and INVALIDATEs that it has not been told of.
 //!
 //! One call to the host is cheaper than several, so consecutive UNMAPs of a domain are joined for as long as nothing
-//! else is mapped between what they removed. Their statuses are known when the one call has been made.
+//! else is mapped between what they removed, and so are consecutive INVALIDATEs of a domain. Their statuses are known when
+//! the one call has been made.
 
 use crate::device::domain::Paging;
 use crate::host::mapping::{IovaRange, Mapping, MappingTable, Overlap, Split};
@@ -135,6 +136,40 @@ impl JoinedUnmaps {
             result,
             put_back,
         })
+    }
+}
+
+/// The joined INVALIDATEs, all of one domain.
+#[derive(Default)]
+pub(super) struct JoinedInvalidates {
+    domain: Option<DomainId>,
+    /// Kept for its allocation.
+    ranges: Vec<IovaRange>,
+}
+
+impl JoinedInvalidates {
+    /// The domain of the open ones; `None` when none is open.
+    pub fn domain(&self) -> Option<DomainId> {
+        self.domain
+    }
+
+    /// Joins a request to the open ones, which are of this domain, or opens with it.
+    pub fn join(&mut self, domain: DomainId, range: IovaRange) {
+        self.domain = Some(domain);
+        self.ranges.push(range);
+    }
+
+    /// Tells the host of the open INVALIDATEs. Where it fails, all of them count as not carried out. `None` when none is
+    /// open.
+    pub fn settle(&mut self, host: &dyn Host) -> Option<Settled> {
+        let domain = self.domain.take()?;
+        let settled = Settled {
+            requests: self.ranges.len() as u64,
+            result: host.invalidate(domain, &self.ranges),
+            put_back: 0,
+        };
+        self.ranges.clear();
+        Some(settled)
     }
 }
 

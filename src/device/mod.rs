@@ -9,7 +9,7 @@
 //!    a page request does not wait for a mapping of many gigabytes.
 //!
 //! Files: `request` (bytes to validated requests), `batch` (what each request does), `attach` (where endpoints are),
-//! `joined` (UNMAPs in one host call), `endpoint`, `domain`, `probe`, `book` (page requests), `groups` (those that
+//! `joined` (requests in one host call), `endpoint`, `domain`, `probe`, `book` (page requests), `groups` (those that
 //! wait), `events` (what goes into the event queue), `counters`, `status`, `setup`.
 //!
 //! # Example
@@ -81,7 +81,7 @@ use crate::device::counters::Counters;
 use crate::device::domain::Domain;
 use crate::device::endpoint::Endpoint;
 use crate::device::events::EventQueue;
-use crate::device::joined::JoinedUnmaps;
+use crate::device::joined::{JoinedInvalidates, JoinedUnmaps};
 use crate::device::status::MemoryStatus;
 use crate::host::mapping::IovaRange;
 use crate::host::{Host, MemoryError, MemoryRegion};
@@ -128,6 +128,7 @@ struct State {
     memory: Vec<MemoryStatus>,
     /// Empty between batches. Kept for its allocation.
     joined: JoinedUnmaps,
+    invalidates: JoinedInvalidates,
     /// The answer to the last PROBE. Kept for its allocation.
     properties: Vec<u8>,
 }
@@ -175,6 +176,7 @@ impl Device {
             detach_owed: false,
             memory: Vec::new(),
             joined: JoinedUnmaps::default(),
+            invalidates: JoinedInvalidates::default(),
             properties: Vec::new(),
         };
         let mut device = Self {

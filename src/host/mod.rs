@@ -343,20 +343,20 @@ pub trait Host: Send + Sync {
         removed: &[Mapping],
     ) -> Result<(), HostError>;
 
-    /// Forgets what the host and the endpoints keep of the table of a domain for a range, which need not be aligned: the
-    /// driver has changed entries for it.
+    /// Forgets what the host and the endpoints keep of the table of a domain for each of the ranges, which need not be
+    /// aligned: the driver has changed entries for them.
     ///
-    /// Guarantee (X103): after success no translation of an address of the range is kept, nor of a page that overlaps it;
-    /// no access through one is in flight; and no walk is in flight that has read an entry for the range before. The call
+    /// Guarantee (X103): after success no translation of an address of a range is kept, nor of a page that overlaps it;
+    /// no access through one is in flight; and no walk is in flight that has read an entry for a range before. The call
     /// waits for no answer of the driver (X105).
     ///
     /// # Errors
     /// [`HostError::Internal`]: the host's hardware refused, and may keep what it had.
-    fn invalidate(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError>;
+    fn invalidate(&self, domain: DomainId, ranges: &[IovaRange]) -> Result<(), HostError>;
 
-    /// Whether one [`Host::unmap`] over several mappings is cheaper than several: the device then joins
-    /// consecutive UNMAP requests.
-    fn joins_unmaps(&self) -> bool;
+    /// Whether one [`Host::unmap`] over several mappings is cheaper than several, and one [`Host::invalidate`] of several
+    /// ranges: the device then joins consecutive UNMAP requests, and consecutive INVALIDATE requests.
+    fn joins_requests(&self) -> bool;
 
     /// Takes over a new map of guest memory. `removed` regions leave every translation, bypass included,
     /// before this returns, errors or not; then `added` ones enter bypass and every mapping that points to

@@ -69,11 +69,11 @@ impl<H: Host, W: Watch> Host for WatchedHost<H, W> {
     ) -> Result<(), HostError> {
         self.inner.unmap(domain, range, removed)
     }
-    fn invalidate(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
-        self.inner.invalidate(domain, range)
+    fn invalidate(&self, domain: DomainId, ranges: &[IovaRange]) -> Result<(), HostError> {
+        self.inner.invalidate(domain, ranges)
     }
-    fn joins_unmaps(&self) -> bool {
-        self.inner.joins_unmaps()
+    fn joins_requests(&self) -> bool {
+        self.inner.joins_requests()
     }
     fn update_memory(
         &self,

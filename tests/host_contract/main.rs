@@ -7,5 +7,6 @@
 
 mod cases;
 mod soft;
+mod tables;
 
 cases::held_to_the_contract!(crate::soft::SoftBench);

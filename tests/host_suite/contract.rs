@@ -5,6 +5,7 @@ mod failures;
 mod groups;
 mod maps;
 mod moves;
+mod tables;
 mod vfio;
 
 use std::cell::RefCell;

@@ -7,6 +7,7 @@ mod demo;
 mod ends;
 mod maps;
 mod moves;
+mod tables;
 
 use vhost_device_iommu::spec::{EVENT_LEN, Event, EventFlags, Status};
 

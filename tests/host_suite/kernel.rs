@@ -28,6 +28,7 @@ const OP_MD_CHECK_MAP: u32 = 3;
 const OP_CREATE_ACCESS: u32 = 5;
 const OP_ACCESS_RW: u32 = 8;
 const OP_MOCK_DOMAIN_FLAGS: u32 = 12;
+const OP_MD_CHECK_IOTLB: u32 = 14;
 const OP_TRIGGER_IOPF: u32 = 15;
 const OP_PASID_CHECK_HWPT: u32 = 21;
 
@@ -200,6 +201,27 @@ impl Kernel {
                 address.wrapping_add(offset as usize),
             )
         })
+    }
+
+    /// Whether one of the four numbers that stand for what hardware keeps of a nested page table has this value.
+    pub fn keeps(&self, hwpt: u32, number: u32, value: u32) -> bool {
+        match self.test(
+            OP_MD_CHECK_IOTLB,
+            hwpt,
+            [pair(number, value), 0, 0, 0, 0, 0],
+        ) {
+            Ok(_) => true,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
+            Err(error) => panic!("MD_CHECK_IOTLB: {error}"),
+        }
+    }
+
+    /// The page tables that lead from every page from `iova` on to the page at `address` of this process and on.
+    pub fn tables_with(&self, iova: u64, length: u64, address: *const u8) -> Vec<u32> {
+        let arguments = [iova, length, address as u64, 0, 0, 0];
+        (1..MAX_ID)
+            .filter(|&id| self.test(OP_MD_CHECK_MAP, id, arguments).is_ok())
+            .collect()
     }
 
     /// Makes a hole in an address space.

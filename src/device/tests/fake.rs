@@ -63,6 +63,7 @@ struct Inner {
     answers: Vec<(Cookie, Answer)>,
     failing: Option<Call>,
     unmaps: Vec<(DomainId, IovaRange)>,
+    invalidate_calls: usize,
     did: Vec<Did>,
 }
 
@@ -195,6 +196,11 @@ impl FakeHost {
     /// UNMAP calls since the last time.
     pub fn unmaps(&self) -> Vec<(DomainId, IovaRange)> {
         std::mem::take(&mut self.inner.lock().unwrap().unmaps)
+    }
+
+    /// How many calls carried INVALIDATEs out since the last time.
+    pub fn invalidate_calls(&self) -> usize {
+        std::mem::take(&mut self.inner.lock().unwrap().invalidate_calls)
     }
 
     /// Calls since the last time.
@@ -345,15 +351,19 @@ impl Host for FakeHost {
         missing.map_err(|error| HostError::Missing(error.to_string()))
     }
 
-    fn invalidate(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
+    fn invalidate(&self, domain: DomainId, ranges: &[IovaRange]) -> Result<(), HostError> {
         let mut inner = self.inner.lock().unwrap();
         inner.check(Call::Invalidate)?;
         assert!(inner.tables.contains_key(&domain));
-        inner.did.push(Did::Invalidate(domain, range));
+        inner.invalidate_calls += 1;
+        let all = ranges.iter();
+        inner
+            .did
+            .extend(all.map(|&range| Did::Invalidate(domain, range)));
         Ok(())
     }
 
-    fn joins_unmaps(&self) -> bool {
+    fn joins_requests(&self) -> bool {
         self.joins
     }
 

@@ -6,6 +6,7 @@ mod bypass;
 mod config;
 mod connection;
 mod fake;
+mod invalidate;
 mod map_unmap;
 mod memory;
 mod model;

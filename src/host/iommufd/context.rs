@@ -9,7 +9,7 @@ use std::sync::Arc;
 use iommufd_bindings as uapi;
 
 use super::error::is_exhausted;
-use super::kernel::{self, CallError};
+use super::kernel::{self, CallError, DriverData};
 use super::startup::SetupError;
 use crate::host::mapping::IovaRange;
 use crate::spec::MapFlags;
@@ -110,6 +110,39 @@ impl Context {
         fault_queue: Option<u32>,
         pasid: bool,
     ) -> Result<Object, CallError> {
+        self.page_table(dev_id, ioas.id(), fault_queue, pasid, DriverData::NONE)
+    }
+
+    /// A page table with the mappings of `ioas` for devices like `dev_id`, for nested ones to stand on.
+    pub fn parent(&self, dev_id: u32, ioas: &Ioas) -> Result<Object, CallError> {
+        // No other flag goes with it: what is attached is the nested one.
+        let flags = uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_NEST_PARENT;
+        let none = DriverData::NONE;
+        let id = kernel::hwpt_alloc(self.fd(), dev_id, ioas.id(), flags, 0, none)?;
+        Ok(self.object(id))
+    }
+
+    /// A page table that the guest's driver keeps, as `data` describes it, for devices like `dev_id`: each address that
+    /// comes out of it is translated once more by `parent`, which goes after it.
+    pub fn nested(
+        &self,
+        dev_id: u32,
+        parent: &Object,
+        fault_queue: Option<u32>,
+        pasid: bool,
+        data: DriverData<'_>,
+    ) -> Result<Object, CallError> {
+        self.page_table(dev_id, parent.id(), fault_queue, pasid, data)
+    }
+
+    fn page_table(
+        &self,
+        dev_id: u32,
+        from: u32,
+        fault_queue: Option<u32>,
+        pasid: bool,
+        data: DriverData<'_>,
+    ) -> Result<Object, CallError> {
         let mut flags = 0;
         if fault_queue.is_some() {
             flags |= uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_FAULT_ID_VALID;
@@ -117,14 +150,19 @@ impl Context {
         if pasid {
             flags |= uapi::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_PASID;
         }
-        let id = kernel::hwpt_alloc(
-            self.fd(),
-            dev_id,
-            ioas.id(),
-            flags,
-            fault_queue.unwrap_or(0),
-        )?;
+        let queue = fault_queue.unwrap_or(0);
+        let id = kernel::hwpt_alloc(self.fd(), dev_id, from, flags, queue, data)?;
         Ok(self.object(id))
+    }
+
+    /// Has the hardware forget what it keeps of a nested page table: see [`kernel::hwpt_invalidate`].
+    pub fn invalidate(
+        &self,
+        hwpt: u32,
+        words: usize,
+        data: DriverData<'_>,
+    ) -> Result<(), CallError> {
+        kernel::hwpt_invalidate(self.fd(), hwpt, words, data)
     }
 
     /// A fault queue and its descriptor.

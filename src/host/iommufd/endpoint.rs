@@ -10,6 +10,7 @@ use super::device::Attach;
 use super::fault::FaultQueue;
 use super::kernel::{self, CallError};
 use super::lender::Lender;
+use super::nested::Nesting;
 use super::space::{AddressSpace, Needs};
 use crate::host::mapping::IovaRange;
 use crate::host::{Attachment, Owner, PageRequests, ReservedRegion};
@@ -32,6 +33,8 @@ pub(super) struct Endpoint {
     /// Width in bits of its PASIDs; 0 when it has none.
     pub pasid_width: u8,
     pub pasid_flags: PasidFlags,
+    /// The tables of the driver that it can be attached to.
+    pub nesting: Option<Nesting>,
     /// What it can put on the bus for memory, ascending.
     pub allowed: Vec<IovaRange>,
     /// What its mappings are aligned to.
@@ -52,12 +55,12 @@ impl Endpoint {
         device: Box<dyn Attach>,
         dev_id: u32,
     ) -> Result<Self, CallError> {
-        let (pasid_width, capabilities) = kernel::hw_info(context.fd(), dev_id)?;
+        let info = kernel::hw_info(context.fd(), dev_id)?;
         let mut blocked = AddressSpace::permanent(context)?;
         let mut trial = AddressSpace::new(context)?;
         let needs = Needs {
             dev_id,
-            pasid: pasid_width > 0,
+            pasid: info.pasid_width > 0,
             fault_queue: None,
         };
         let (hwpt, needs) = block(context, &mut blocked, needs, &*device)?;
@@ -76,9 +79,10 @@ impl Endpoint {
                 }
                 None => false,
             };
-            Ok((allowed, alignment, page_requests))
+            let nesting = Nesting::find(context, dev_id, needs.pasid, &info)?;
+            Ok((allowed, alignment, page_requests, nesting))
         });
-        let (allowed, alignment, page_requests) = found.inspect_err(|_| {
+        let (allowed, alignment, page_requests, nesting) = found.inspect_err(|_| {
             // A page table cannot go while a device is attached to it.
             if let Err(error) = device.release() {
                 log::error!("device {dev_id} of the iommufd: {error}");
@@ -88,8 +92,9 @@ impl Endpoint {
             device,
             dev_id,
             page_requests,
-            pasid_width: if needs.pasid { pasid_width } else { 0 },
-            pasid_flags: pasid_flags(capabilities),
+            pasid_width: if needs.pasid { info.pasid_width } else { 0 },
+            pasid_flags: pasid_flags(info.capabilities),
+            nesting,
             allowed,
             alignment,
             blocked,
@@ -150,7 +155,7 @@ impl Endpoint {
 }
 
 /// Whether the kernel said that it does not do this, rather than that it failed.
-fn is_refusal(error: CallError) -> bool {
+pub(super) fn is_refusal(error: CallError) -> bool {
     [libc::EOPNOTSUPP, libc::EINVAL, libc::ENODEV].contains(&error.errno)
 }
 

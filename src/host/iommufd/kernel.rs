@@ -68,6 +68,7 @@ commands! {
     uapi::iommu_ioas_copy: "IOMMU_IOAS_COPY" = uapi::IOMMUFD_CMD_IOAS_COPY;
     uapi::iommu_ioas_unmap: "IOMMU_IOAS_UNMAP" = uapi::IOMMUFD_CMD_IOAS_UNMAP;
     uapi::iommu_hwpt_alloc: "IOMMU_HWPT_ALLOC" = uapi::IOMMUFD_CMD_HWPT_ALLOC;
+    uapi::iommu_hwpt_invalidate: "IOMMU_HWPT_INVALIDATE" = uapi::IOMMUFD_CMD_HWPT_INVALIDATE;
     uapi::iommu_hw_info: "IOMMU_GET_HW_INFO" = uapi::IOMMUFD_CMD_GET_HW_INFO;
     uapi::iommu_fault_alloc: "IOMMU_FAULT_QUEUE_ALLOC" = uapi::IOMMUFD_CMD_FAULT_QUEUE_ALLOC;
     HotResetInfo: "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO" = VFIO_BASE + 12;
@@ -235,37 +236,109 @@ pub(super) fn iova_ranges(
     }
 }
 
-/// Makes a page table for devices like `dev_id` with the mappings of an IOAS.
+/// Data of an IOMMU driver's own: its number, and its structure as words of 64 bits, as all of them are made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DriverData<'a> {
+    /// `enum iommu_hwpt_data_type`, `enum iommu_hwpt_invalidate_data_type`.
+    pub number: u32,
+    pub words: &'a [u64],
+}
+
+impl DriverData<'_> {
+    /// `IOMMU_HWPT_DATA_NONE`
+    pub const NONE: Self = Self {
+        number: uapi::iommu_hwpt_data_type_IOMMU_HWPT_DATA_NONE,
+        words: &[],
+    };
+
+    fn address(&self) -> u64 {
+        match self.words {
+            [] => 0,
+            words => words.as_ptr() as u64,
+        }
+    }
+}
+
+/// Makes a page table for devices like `dev_id`: with the mappings of the IOAS `from` or, where there is data, with the
+/// page table `from` below it.
 pub(super) fn hwpt_alloc(
     fd: BorrowedFd<'_>,
     dev_id: u32,
-    ioas: u32,
+    from: u32,
     flags: u32,
     fault_queue: u32,
+    data: DriverData<'_>,
 ) -> Result<u32, CallError> {
     let mut command = uapi::iommu_hwpt_alloc {
         size: size_of::<uapi::iommu_hwpt_alloc>() as u32,
         flags,
         dev_id,
-        pt_id: ioas,
+        pt_id: from,
         fault_id: fault_queue,
+        data_type: data.number,
+        data_len: size_of_val(data.words) as u32,
+        data_uptr: data.address(),
         ..Default::default()
     };
-    // SAFETY: without data of a driver's own: length and pointer are zero.
+    // SAFETY: the pointer leads to `data_len` bytes that the kernel reads, or is zero as that is. No structure of an IOMMU
+    // driver has a pointer in it.
     unsafe { call_with_pointers(fd, &mut command) }?;
     Ok(command.out_hwpt_id)
 }
 
-/// What the IOMMU can do for a device: width of PASIDs, and capabilities.
-pub(super) fn hw_info(fd: BorrowedFd<'_>, dev_id: u32) -> Result<(u8, u64), CallError> {
+/// Has the hardware forget what it keeps of a page table of the driver. `data` has entries of `words` words, which are
+/// carried out in order up to the first that fails.
+pub(super) fn hwpt_invalidate(
+    fd: BorrowedFd<'_>,
+    hwpt: u32,
+    words: usize,
+    data: DriverData<'_>,
+) -> Result<(), CallError> {
+    let mut command = uapi::iommu_hwpt_invalidate {
+        size: size_of::<uapi::iommu_hwpt_invalidate>() as u32,
+        hwpt_id: hwpt,
+        data_uptr: data.address(),
+        data_type: data.number,
+        entry_len: (words * size_of::<u64>()) as u32,
+        entry_num: (data.words.len() / words) as u32,
+        ..Default::default()
+    };
+    // SAFETY: the pointer leads to `entry_num` times `entry_len` bytes, which the kernel reads.
+    unsafe { call_with_pointers(fd, &mut command) }
+}
+
+/// What the IOMMU can do for a device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HwInfo {
+    /// Width in bits of PASIDs; 0 without any.
+    pub pasid_width: u8,
+    /// `enum iommufd_hw_capabilities`
+    pub capabilities: u64,
+    /// `enum iommu_hw_info_type`: whose structure `data` is.
+    pub data_type: u32,
+    /// Zero beyond what the kernel has.
+    pub data: [u64; 8],
+}
+
+/// What the IOMMU can do for a device.
+pub(super) fn hw_info(fd: BorrowedFd<'_>, dev_id: u32) -> Result<HwInfo, CallError> {
+    let mut data = [0; 8];
     let mut command = uapi::iommu_hw_info {
         size: size_of::<uapi::iommu_hw_info>() as u32,
         dev_id,
+        data_len: size_of_val(&data) as u32,
+        data_uptr: data.as_mut_ptr() as u64,
         ..Default::default()
     };
-    // SAFETY: no data of a driver's own is asked for: length and pointer are zero.
+    // SAFETY: the pointer leads to `data_len` bytes that are ours to write.
     unsafe { call_with_pointers(fd, &mut command) }?;
-    Ok((command.out_max_pasid_log2, command.out_capabilities))
+    Ok(HwInfo {
+        pasid_width: command.out_max_pasid_log2,
+        capabilities: command.out_capabilities,
+        // SAFETY: both fields of the union are the same integer.
+        data_type: unsafe { command.__bindgen_anon_1.out_data_type },
+        data,
+    })
 }
 
 /// Makes a fault queue: its id, and its descriptor, which is non-blocking by nature.

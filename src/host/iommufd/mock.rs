@@ -6,11 +6,46 @@ use super::context::{Context, destroy};
 use super::device::Attach;
 use super::group::Group;
 use super::kernel::{self, CallError, TestCommand};
+use crate::host::mapping::IovaRange;
+use crate::host::table::{Table, TableSupport};
+use crate::spec::TableFormat;
 
 const MOCK_DOMAIN_REPLACE: u32 = 10;
 const PASID_ATTACH: u32 = 18;
 const PASID_REPLACE: u32 = 19;
 const PASID_DETACH: u32 = 20;
+
+/// `IOMMU_HW_INFO_TYPE_SELFTEST`
+pub(super) const HW_INFO: u32 = 0xfeed_beef;
+/// `IOMMU_HWPT_DATA_SELFTEST`
+pub(super) const TABLE: u32 = 0xdead;
+/// `IOMMU_HWPT_INVALIDATE_DATA_SELFTEST`
+pub(super) const INVALIDATION: u32 = 0xdead_beef;
+/// `IOMMU_TEST_INVALIDATE_FLAG_ALL`
+const INVALIDATE_ALL: u64 = 1;
+
+/// What the mock IOMMU is said to read. It reads nothing: it has four numbers that stand for what hardware keeps of a
+/// table.
+pub(super) const TABLES: TableSupport = TableSupport {
+    format: TableFormat::X86_64,
+    input_bits: 57,
+    output_bits: 52,
+    page_sizes: 1 << 12 | 1 << 21 | 1 << 30,
+};
+
+/// `struct iommu_hwpt_selftest`: what the four numbers are at first. Here it is the page of the root.
+pub(super) fn table(table: &Table) -> [u64; 1] {
+    [table.root.0 >> 12 & u64::from(u32::MAX)]
+}
+
+/// `struct iommu_hwpt_invalidate_selftest`: flags, and which of the numbers becomes zero. Here it is the one with the
+/// number of the first page; the kernel refuses numbers above 3.
+pub(super) fn invalidation(range: IovaRange) -> u64 {
+    match range == IovaRange::ALL {
+        true => INVALIDATE_ALL,
+        false => (range.first.0 >> 12 & u64::from(u32::MAX)) << 32,
+    }
+}
 
 /// A mock device.
 pub(super) struct MockDevice {

@@ -6,18 +6,20 @@
 //!                   │ COPY of parts
 //!                   ├── IOAS of a domain ── HWPTs ── endpoints of the domain
 //!                   ├── IOAS of bypass   ── HWPTs ── endpoints in bypass
+//!                   │                    └─ HWPT   ── HWPTs, nested ── endpoints of a domain with a table of the driver
 //!                   └   IOAS without anything ────── an endpoint that is blocked
 //!
 //! page requests ── fault queue ── groups and their cookies ── device
 //! ```
 //!
-//! A virtio domain is one IOAS; every endpoint of it is attached to a page table (HWPT) of that IOAS, which the kernel
-//! keeps up to date. Moving an endpoint is one replace in the kernel: at every moment it is in one place.
+//! A virtio domain with mappings is one IOAS; every endpoint of it is attached to a page table (HWPT) of that IOAS, which
+//! the kernel keeps up to date. Moving an endpoint is one replace in the kernel: at every moment it is in one place.
 //!
 //! Files: `kernel` (the calls), `context` (objects in an iommufd), `device`, `vfio`, `mock` (devices), `group` (IOMMU
-//! groups), `isolation` (devices without an IOMMU), `lender` (the owner of a shared device), `space` (an address space and its page tables), `memory` (guest
-//! memory), `endpoint`, `fault` (page requests), `state` (attachments, and what concerns several address spaces),
-//! `startup` (what can be wrong at the start), `error`.
+//! groups), `isolation` (devices without an IOMMU), `lender` (the owner of a shared device), `space` (an address space and
+//! its page tables), `nested` (tables of the driver), `vtd` (what VT-d says of them), `memory` (guest memory), `endpoint`,
+//! `fault` (page requests), `state` (attachments, and what concerns several address spaces), `startup` (what can be wrong
+//! at the start), `error`.
 //!
 //! # Locks
 //! *state* (domains, endpoints, memory) is held across every call to the kernel that changes them, however long it
@@ -36,11 +38,13 @@ mod lender;
 mod memory;
 #[cfg(feature = "iommufd-test")]
 mod mock;
+mod nested;
 pub mod smmuv3;
 mod space;
 mod startup;
 mod state;
 mod vfio;
+pub(crate) mod vtd;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{OwnedFd, RawFd};
@@ -50,7 +54,7 @@ use std::sync::OnceLock;
 use parking_lot::{Mutex, MutexGuard};
 use vm_memory::GuestMemoryMmap;
 
-use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
+use crate::host::mapping::{IovaRange, Mapping};
 use crate::host::{
     Answer, Attachment, Cookie, EndpointProperties, Host, HostError, HostEvent, Limits,
     MemoryError, MemoryRegion, Requester, Translations,
@@ -67,8 +71,8 @@ use error::is_exhausted;
 use fault::FaultQueue;
 use lender::Lender;
 use memory::GuestMemory;
-use space::AddressSpace;
-use state::Bypass;
+use nested::NestedDomain;
+use state::{Bypass, Domain, MappedDomain};
 use vfio::VfioDevice;
 
 /// Commands given to iommufd and VFIO by this process so far, for benchmarks.
@@ -120,13 +124,6 @@ struct State {
     /// One for each set of addresses that endpoints can use; nearly always one.
     bypass: Vec<Bypass>,
     memory: GuestMemory,
-}
-
-struct Domain {
-    space: AddressSpace,
-    mappings: SharedMappings,
-    /// Memory came that could not be mapped where mappings lead to it: they lack parts.
-    incomplete: bool,
 }
 
 impl IommufdHost {
@@ -323,20 +320,18 @@ impl Host for IommufdHost {
             pasid_width: endpoint.pasid_width,
             pasid_flags: endpoint.pasid_flags,
             reserved: endpoint.reserved(input_range),
-            tables: Vec::new(),
+            tables: endpoint.nesting.iter().map(|has| has.support).collect(),
             owner: endpoint.owner(),
         })
     }
 
     fn create_domain(&self, domain: DomainId, by: Translations) -> Result<(), HostError> {
-        let Translations::Mappings(mappings) = by else {
-            return Err(HostError::Unsupported("tables of the driver".to_owned()));
-        };
-        let space = AddressSpace::new(&self.context).map_err(|error| error.of_making())?;
-        let made = Domain {
-            space,
-            mappings,
-            incomplete: false,
+        let made = match by {
+            Translations::Mappings(mappings) => Domain::Mapped(
+                MappedDomain::new(&self.context, mappings).map_err(|error| error.of_making())?,
+            ),
+            // Page tables come with endpoints.
+            Translations::Table(table) => Domain::Nested(NestedDomain::new(table)),
         };
         self.state().domains.insert(domain, made);
         Ok(())
@@ -357,7 +352,7 @@ impl Host for IommufdHost {
             return Ok(());
         };
         let state = self.state();
-        let ioas = state.domain(domain)?.space.ioas();
+        let ioas = state.mapped(domain)?.ioas();
         let (gpa, iova) = (mapping.gpa.0, mapping.range.first.0);
         let last = mapping.last_gpa();
         state.memory.check_refused(gpa, last)?;
@@ -390,12 +385,13 @@ impl Host for IommufdHost {
         self.state().unmap(domain, range, removed)
     }
 
-    /// Nothing to do: no domain has a table.
-    fn invalidate(&self, _: DomainId, _: IovaRange) -> Result<(), HostError> {
-        Ok(())
+    fn invalidate(&self, domain: DomainId, ranges: &[IovaRange]) -> Result<(), HostError> {
+        self.state()
+            .nested(domain)?
+            .invalidate(&self.context, ranges)
     }
 
-    fn joins_unmaps(&self) -> bool {
+    fn joins_requests(&self) -> bool {
         // One call flushes the hardware's buffers once.
         true
     }

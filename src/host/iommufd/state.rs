@@ -3,21 +3,57 @@
 
 use std::collections::BTreeSet;
 
-use super::context::{Context, Ioas, READ_WRITE, access_flags};
+use super::State;
+use super::context::{Context, Ioas, Object, READ_WRITE, access_flags};
 use super::device::Attach;
 use super::endpoint::{Attached, Endpoint};
 use super::fault::FaultQueue;
 use super::kernel::CallError;
 use super::memory::{GuestMemory, Region};
+use super::nested::NestedDomain;
 use super::space::AddressSpace;
 use super::startup::{GroupMate, SetupError};
-use super::{Domain, State};
-use crate::host::mapping::{IovaRange, Mapping};
+use crate::host::mapping::{IovaRange, Mapping, SharedMappings};
 use crate::host::{Attachment, HostError, MemoryRegion, Requester};
 use crate::spec::{DomainId, EndpointId, Iova};
 
+/// What a domain translates by.
+pub(super) enum Domain {
+    Mapped(MappedDomain),
+    Nested(NestedDomain),
+}
+
+impl Domain {
+    fn mapped(&self) -> Option<&MappedDomain> {
+        match self {
+            Self::Mapped(domain) => Some(domain),
+            Self::Nested(_) => None,
+        }
+    }
+
+    /// A device that entered is attached elsewhere by now.
+    fn leave(&mut self, hwpt: u32) {
+        match self {
+            Self::Mapped(domain) => domain.space.leave(hwpt),
+            Self::Nested(domain) => domain.leave(hwpt),
+        }
+    }
+}
+
+/// A domain with mappings.
+pub(super) struct MappedDomain {
+    space: AddressSpace,
+    mappings: SharedMappings,
+    /// Memory came that could not be mapped where mappings lead to it: they lack parts.
+    incomplete: bool,
+}
+
 /// Guest memory at identity, where a set of endpoints can reach it.
 pub(super) struct Bypass {
+    /// Page tables that nested ones stand on. They stay, whatever stands on them: to make one pins all of guest memory, and
+    /// processes of the guest come and go.
+    // Dropped before the IOAS, which they use.
+    parents: Vec<Object>,
     space: AddressSpace,
     /// What these endpoints can address: a hole of theirs must not keep them out.
     allowed: Vec<IovaRange>,
@@ -30,6 +66,7 @@ impl Bypass {
         memory: &GuestMemory,
     ) -> Result<Self, CallError> {
         let bypass = Self {
+            parents: Vec::new(),
             space: AddressSpace::new(context)?,
             allowed: allowed.to_vec(),
         };
@@ -37,6 +74,21 @@ impl Bypass {
             bypass.add(memory, region)?;
         }
         Ok(bypass)
+    }
+
+    /// Page tables that nested ones can stand on.
+    pub fn parents(&self) -> &[Object] {
+        &self.parents
+    }
+
+    /// A new one, for devices like `dev_id`.
+    pub fn new_parent(&self, context: &Context, dev_id: u32) -> Result<Object, CallError> {
+        context.parent(dev_id, self.space.ioas())
+    }
+
+    /// Others can stand on it too.
+    pub fn keep_parent(&mut self, parent: Object) {
+        self.parents.push(parent);
     }
 
     fn add(&self, memory: &GuestMemory, region: Region) -> Result<(), CallError> {
@@ -94,7 +146,7 @@ impl State {
     /// Ids of all address spaces that are ours.
     pub(super) fn spaces(&self) -> BTreeSet<u32> {
         let bypass = self.bypass.iter().map(|bypass| &bypass.space);
-        let domains = self.domains.values().map(|domain| &domain.space);
+        let domains = self.mapped_domains().map(|domain| &domain.space);
         let blocked = self.endpoints.values().map(|endpoint| &endpoint.blocked);
         let spaces = bypass.chain(domains).chain(blocked).map(AddressSpace::ioas);
         spaces
@@ -103,10 +155,24 @@ impl State {
             .collect()
     }
 
-    pub(super) fn domain(&self, id: DomainId) -> Result<&Domain, HostError> {
-        self.domains
-            .get(&id)
-            .ok_or_else(|| HostError::Internal(format!("domain {id} was never made")))
+    fn mapped_domains(&self) -> impl Iterator<Item = &MappedDomain> {
+        self.domains.values().filter_map(Domain::mapped)
+    }
+
+    /// A domain with mappings.
+    pub(super) fn mapped(&self, id: DomainId) -> Result<&MappedDomain, HostError> {
+        let domain = self.domains.get(&id).and_then(Domain::mapped);
+        domain.ok_or_else(|| HostError::Internal(format!("no domain {id} with mappings was made")))
+    }
+
+    /// A domain with a table.
+    pub(super) fn nested(&self, id: DomainId) -> Result<&NestedDomain, HostError> {
+        match self.domains.get(&id) {
+            Some(Domain::Nested(domain)) => Ok(domain),
+            _ => Err(HostError::Internal(format!(
+                "no domain {id} with a table was made"
+            ))),
+        }
     }
 
     /// See [`crate::host::Host::attach`].
@@ -154,7 +220,7 @@ impl State {
         range: IovaRange,
         removed: &[Mapping],
     ) -> Result<(), HostError> {
-        let domain = self.domain(id)?;
+        let domain = self.mapped(id)?;
         let accessible = removed.iter().filter(|m| access_flags(m.flags).is_some());
         let expected: u64 = accessible.map(|mapping| self.memory.bytes(mapping)).sum();
         let unmapped = domain.space.ioas().unmap(range, expected);
@@ -197,23 +263,22 @@ impl State {
             }
             (Attachment::Blocked, None) => endpoint.blocked.enter(context, needs, attach),
             (Attachment::Domain { domain, .. }, _) => {
-                let domain = self.domains.get_mut(&domain).ok_or(missing)?;
-                domain.space.enter(context, needs, attach)
+                match self.domains.get_mut(&domain).ok_or(missing)? {
+                    Domain::Mapped(domain) => domain.space.enter(context, needs, attach),
+                    Domain::Nested(domain) => {
+                        let allowed = &endpoint.allowed;
+                        let bypass = find_bypass(&mut self.bypass, context, allowed, &self.memory)?;
+                        domain.enter(context, bypass, endpoint.nesting, needs, attach)
+                    }
+                }
             }
             (Attachment::Bypass, None) if let Some(lent) = endpoint.lent_bypass() => {
                 attach(lent).map(|()| lent)
             }
             (Attachment::Bypass, _) => {
-                let found = position(&self.bypass, &endpoint.allowed);
-                let index = match found {
-                    Some(index) => index,
-                    None => {
-                        let new = Bypass::new(context, &endpoint.allowed, &self.memory)?;
-                        self.bypass.push(new);
-                        self.bypass.len() - 1
-                    }
-                };
-                self.bypass[index].space.enter(context, needs, attach)
+                let allowed = &endpoint.allowed;
+                let bypass = find_bypass(&mut self.bypass, context, allowed, &self.memory)?;
+                bypass.space.enter(context, needs, attach)
             }
         }?;
         Ok(Some(Attached { to, hwpt }))
@@ -228,7 +293,7 @@ impl State {
             Attachment::Blocked => endpoint.blocked.leave(old.hwpt),
             Attachment::Domain { domain, .. } => {
                 if let Some(domain) = self.domains.get_mut(&domain) {
-                    domain.space.leave(old.hwpt);
+                    domain.leave(old.hwpt);
                 }
             }
             // Whichever it was in; none when it was the lender's.
@@ -286,6 +351,9 @@ impl State {
             result = result.and(added.map_err(|error| error.of_range(region.first, region.last)));
         }
         for domain in self.domains.values_mut() {
+            let Domain::Mapped(domain) = domain else {
+                continue;
+            };
             let added = domain.add_memory(&self.memory, region);
             domain.incomplete |= added.is_err();
             result = result.and(added);
@@ -309,8 +377,8 @@ impl State {
             // Its pieces lie in the region, so the range cuts none.
             unmap(bypass.space.ioas(), region.range(), bypass.bytes(region));
         }
-        for domain in self.domains.values() {
-            let ioas = domain.space.ioas();
+        for domain in self.mapped_domains() {
+            let ioas = domain.ioas();
             // The kernel has an area for each region of a mapping, and this is one of them.
             domain.for_parts_in(region, |mapping, iova, _| {
                 if access_flags(mapping.flags).is_some() {
@@ -322,7 +390,19 @@ impl State {
     }
 }
 
-impl Domain {
+impl MappedDomain {
+    pub fn new(context: &Context, mappings: SharedMappings) -> Result<Self, CallError> {
+        Ok(Self {
+            space: AddressSpace::new(context)?,
+            mappings,
+            incomplete: false,
+        })
+    }
+
+    pub fn ioas(&self) -> &Ioas {
+        self.space.ioas()
+    }
+
     /// Maps a region wherever a mapping leads to it. On error the first one is told, and the other parts are mapped.
     fn add_memory(&self, memory: &GuestMemory, region: Region) -> Result<(), HostError> {
         let ioas = self.space.ioas();
@@ -368,8 +448,21 @@ impl Endpoint {
     }
 }
 
-fn position(bypass: &[Bypass], allowed: &[IovaRange]) -> Option<usize> {
-    bypass.iter().position(|bypass| bypass.allowed == allowed)
+/// Guest memory for endpoints that can reach what is `allowed`. It is made when there is none.
+fn find_bypass<'a>(
+    all: &'a mut Vec<Bypass>,
+    context: &Context,
+    allowed: &[IovaRange],
+    memory: &GuestMemory,
+) -> Result<&'a mut Bypass, CallError> {
+    let index = match all.iter().position(|bypass| bypass.allowed == allowed) {
+        Some(index) => index,
+        None => {
+            all.push(Bypass::new(context, allowed, memory)?);
+            all.len() - 1
+        }
+    };
+    Ok(&mut all[index])
 }
 
 /// Whether two attachments are to the same domain and differ only in what the device does with page requests.

@@ -242,12 +242,14 @@ impl Host for SoftHost {
     }
 
     /// As an UNMAP, but for what the driver changed in its own table.
-    fn invalidate(&self, domain: DomainId, range: IovaRange) -> Result<(), HostError> {
-        self.ports.invalidate_table(domain, range);
+    fn invalidate(&self, domain: DomainId, ranges: &[IovaRange]) -> Result<(), HostError> {
+        for &range in ranges {
+            self.ports.invalidate_table(domain, range);
+        }
         Ok(())
     }
 
-    fn joins_unmaps(&self) -> bool {
+    fn joins_requests(&self) -> bool {
         false
     }
 

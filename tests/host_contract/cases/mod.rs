@@ -9,7 +9,6 @@ pub mod groups;
 pub mod maps;
 pub mod moves;
 mod ram;
-pub mod tables;
 
 use std::sync::{Arc, RwLock};
 
@@ -226,11 +225,6 @@ macro_rules! held_to_the_contract {
                 a_group_carries_its_pasid,
                 removing_an_endpoint_ends_its_groups,
                 a_descriptor_is_readable_while_there_is_something;
-            tables:
-                a_table_translates_as_it_is_and_an_invalidate_takes_the_rest__x81_x103,
-                endpoints_and_pasids_of_a_table_see_the_same_and_others_do_not__x103,
-                a_table_is_left_alone_when_its_last_attachment_has_ended__x87,
-                an_invalidate_waits_for_no_answer__x105;
         }
     };
     ($bench:ty; $($file:ident: $($case:ident),*;)*) => {

@@ -12,7 +12,7 @@ const PIECE: u64 = 0x4000;
 
 /// Runs an operation once for each of its steps, on a new bench each time, with that step failing. Where it then
 /// fails, `before` must hold, and a second try must succeed; in the end `after` must hold.
-fn each_step_failing<S>(
+pub(super) fn each_step_failing<S>(
     setup: impl Fn() -> S,
     operation: impl Fn(&S) -> Result<(), HostError>,
     before: impl Fn(&S) -> bool,

@@ -58,7 +58,10 @@ impl Tables {
 
     fn invalidate(&self, domain: DomainId, first: u64, last: u64) {
         let range = IovaRange::new(first, last).expect("range");
-        self.f.host.invalidate(domain, range).expect("invalidate");
+        self.f
+            .host
+            .invalidate(domain, &[range])
+            .expect("invalidate");
     }
 }
 

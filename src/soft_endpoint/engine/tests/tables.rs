@@ -45,7 +45,7 @@ impl Fixture {
 
     fn invalidate(&self, first: u64, last: u64) {
         let range = IovaRange::new(first, last).expect("range");
-        self.host.invalidate(TABLE, range).expect("invalidate");
+        self.host.invalidate(TABLE, &[range]).expect("invalidate");
     }
 
     fn hits_and_misses(&self) -> (u32, u32) {

@@ -126,7 +126,8 @@ fn invalidate_waits_for_an_access_in_flight__x103() {
         let in_flight = state.lock_for_access();
         let host = &t.f.host;
         scope.spawn(move || {
-            host.invalidate(TABLE, IovaRange::ALL).expect("invalidate");
+            host.invalidate(TABLE, &[IovaRange::ALL])
+                .expect("invalidate");
             done.send(())
         });
         // It cannot be through, however long one looks.

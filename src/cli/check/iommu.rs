@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
+use super::iort;
 use super::tree::Tree;
+use crate::host::iommufd::vtd;
 
 /// A kind of IOMMU, by its name in `/sys/class/iommu`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,11 +19,6 @@ pub(super) enum Kind {
 
 /// Bits of VT-d's Extended Capability Register (11.4.3): page requests, draining them, scalable mode.
 const INTEL_PAGE_REQUESTS: [u32; 3] = [29, 42, 43];
-/// There too: nested translation, scalable mode, first-stage translation, and page walks that see the processors' caches.
-const INTEL_TABLES: [u32; 4] = [26, 43, 47, 48];
-/// Bits of VT-d's Capability Register (11.4.2), of the first stage: pages of 1 GiB, tables of five levels.
-const INTEL_LARGE_PAGES: u32 = 56;
-const INTEL_FIVE_LEVELS: u32 = 60;
 /// PPRSup in AMD's Extended Feature Register.
 const AMD_PAGE_REQUESTS: u32 = 1;
 
@@ -79,20 +76,29 @@ impl Kind {
             Self::Intel => {
                 let extended = hexadecimal(tree, &directory.join("intel-iommu/ecap"))?;
                 let register = hexadecimal(tree, &directory.join("intel-iommu/cap"))?;
-                if !INTEL_TABLES.iter().all(|&bit| has(extended, bit)) {
-                    return Err(
-                        "it lacks nesting, scalable mode, the first stage, or coherent page walks",
-                    );
-                }
-                let levels = 4 + u8::from(has(register, INTEL_FIVE_LEVELS));
-                let largest = match has(register, INTEL_LARGE_PAGES) {
-                    true => "1 GiB",
-                    false => "2 MiB",
+                let support = vtd::tables(register, extended).ok_or(
+                    "it lacks nesting, scalable mode, the first stage, or coherent page walks",
+                )?;
+                let levels = match support.input_bits {
+                    57 => 5,
+                    _ => 4,
+                };
+                let largest = match support.page_sizes >> 30 {
+                    0 => "2 MiB",
+                    _ => "1 GiB",
                 };
                 Ok(format!("x86-64, {levels} levels, pages up to {largest}"))
             }
-            // IDR0 and IDR1 are not in sysfs, nor is what the firmware says of cache coherence (CANWBS).
-            Self::SmmuV3 => Err("the kernel does not tell whether it nests (S1, S2, CANWBS)"),
+            // Whether it has both stages (IDR0) is not in sysfs.
+            Self::SmmuV3 => Err(match iort::keeps_caches_coherent(tree) {
+                Some(true) => {
+                    "the firmware promises coherent caches (CANWBS), but this back-end attaches nothing to tables there"
+                }
+                Some(false) => {
+                    "the firmware does not promise coherent caches (CANWBS), without which Linux seldom nests there"
+                }
+                None => "the kernel does not tell whether it nests (S1, S2, CANWBS)",
+            }),
             Self::Amd | Self::Smmu | Self::Other => Err("Linux 7.3 nests no tables there"),
         }
     }
@@ -165,9 +171,7 @@ mod tests {
             assert_eq!(tables(ALL, register).as_deref(), Ok(words));
             assert_eq!(tables(!0, register).as_deref(), Ok(words));
         }
-        for bit in INTEL_TABLES {
-            assert!(tables(ALL & !(1 << bit), 0).is_err(), "{bit}");
-        }
+        assert!(tables(0, 0).is_err());
         let nothing = TestTree::new(&[]);
         for kind in [
             Kind::Intel,

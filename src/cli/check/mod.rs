@@ -10,6 +10,7 @@
 
 mod endpoint;
 mod iommu;
+mod iort;
 mod machine;
 mod pci;
 mod report;

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use vhost_device_iommu::cli::args::{Args, ArgsError, Command, asks_for_capabilities};
-use vhost_device_iommu::cli::{check, ctl, serve, viot};
+use vhost_device_iommu::cli::{check, completions, ctl, serve, viot};
 use vhost_device_iommu::os::log_output::LogOutput;
 
 /// Any failure: it is only printed.
@@ -45,6 +45,7 @@ fn main() -> ExitCode {
                 Err(error) => Err(error.into()),
             }
         }
+        Some(Command::Completions(args)) => completions::run(args.shell).map_err(Failure::from),
         None => {
             args.serve.check().unwrap_or_else(misused);
             serve::serve(&args.serve)

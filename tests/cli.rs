@@ -41,6 +41,8 @@ fn help_and_version_are_no_errors() {
         &["viot", "--help"],
         &["ctl", "--help"],
         &["check", "--help"],
+        &["completions", "--help"],
+        &["completions", "zsh"],
     ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-"""What our package meets on a machine: libvirt with its QEMU driver, a QEMU and a virtiofsd that it starts, systemd. An
+"""What our package meets on a machine: libvirt with its QEMU driver, a QEMU and a virtiofsd that it starts, systemd, shells. An
 unpacked system to change the root to."""
 
 import functools
@@ -9,7 +9,7 @@ import pathlib
 from . import cache, debian
 from .cache import Missing
 
-PACKAGES = ["base-files", "libvirt-daemon-driver-qemu", "qemu-system-x86", "virtiofsd", "systemd", "udev", "dash", "coreutils"]
+PACKAGES = ["base-files", "libvirt-daemon-driver-qemu", "qemu-system-x86", "virtiofsd", "systemd", "udev", "dash", "coreutils", "bash", "fish", "zsh"]
 
 
 @functools.cache

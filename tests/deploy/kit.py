@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "qemu-scripts"))
 
 from lab_kit import cache, libvirt  # noqa: E402
+from lab_kit.vm import lab  # noqa: E402
 
 # $1 has a mount point, and the directory `state` that stays; the layers below are $2.
 ENTER = """
@@ -77,6 +78,7 @@ class SystemTest(unittest.TestCase):
         try:
             with cache.closed():
                 system = libvirt.ensure_libvirt()
+            program = lab.backend()
         except cache.Missing as missing:
             self.skipTest(f"{missing}: run qemu-scripts/lab libvirt")
         scratch = tempfile.TemporaryDirectory(prefix="lab-")
@@ -91,11 +93,7 @@ class SystemTest(unittest.TestCase):
         for name, (source, mode) in installed().items():
             target = ours / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if source.startswith("target/"):
-                # Not run here: only that it is there matters.
-                target.write_text("")
-            else:
-                shutil.copyfile(ROOT / source, target)
+            shutil.copyfile(program if source.startswith("target/") else ROOT / source, target)
             target.chmod(mode)
         self.ours = ours
         self._layers = f"{ours}:{system}"
@@ -106,7 +104,8 @@ class SystemTest(unittest.TestCase):
         enter = ["unshare", *own, "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh"]
         arguments = [*enter, str(self.directory), self._layers, *command]
         environment = {"PATH": PATH, "LC_ALL": "C", "SYSTEMD_COLORS": "0"}
-        process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, text=True, env=environment, **options)
+        options = {"stdin": subprocess.DEVNULL, "text": True, **options}
+        process = subprocess.Popen(arguments, env=environment, **options)
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
         return process

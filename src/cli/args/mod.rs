@@ -72,6 +72,10 @@ pub enum Command {
     /// Looks at the kernel, its IOMMUs and the devices named. Without --bind it changes nothing.
     #[command(after_help = text::CHECK_STATUS)]
     Check(CheckArgs),
+    /// Print the completions of this command line for a shell
+    ///
+    /// A package installs files that call this. By hand: source <(vhost-device-iommu completions bash)
+    Completions(CompletionsArgs),
 }
 
 /// The first function of a bus: `01`, `0000:01`.
@@ -128,6 +132,25 @@ pub struct CheckArgs {
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `completions`.
+#[derive(Debug, clap::Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL", value_enum)]
+    pub shell: Shell,
+}
+
+/// A shell that can complete words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// GNU's shell.
+    Bash,
+    /// The Z shell.
+    Zsh,
+    /// The friendly interactive shell.
+    Fish,
 }
 
 /// `ctl`.

@@ -14,6 +14,7 @@ vhost-device-iommu {--socket-path <PATH> | --fd <N|NAME>} --endpoint <ID>...
                           [--header] [-o <FILE>]
        vhost-device-iommu ctl <PATH> <COMMAND>...
        vhost-device-iommu check [--endpoint <ID,vfio=PATH>]... [--bind] [--json]
+       vhost-device-iommu completions <SHELL>
        vhost-device-iommu --print-capabilities";
 
 pub(super) const VIOT_USAGE: &str = "\

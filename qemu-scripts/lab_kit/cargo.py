@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable
 
-from . import cross, processes
+from . import cache, cross, processes
 from .cache import Missing, say
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -108,6 +108,21 @@ def arm_test_binary(name: str, show: Callable[[str], None] = _show) -> pathlib.P
     variables = {"CARGO_TARGET_DIR": "target/arm", "CARGO_PROFILE_DEV_DEBUG": "0", "CARGO_PROFILE_DEV_STRIP": "symbols"}
     arguments = ["test", "--features", "iommufd-test", "--target", cross.TARGET, "--test", name, "--no-run"]
     return build(arguments, name, show, **variables, **cross.cargo_environment())
+
+
+DEB_VERSION = "3.8.0"
+
+
+def deb(show: Callable[[str], None] = _show) -> pathlib.Path:
+    """The program that makes a Debian package of what Cargo.toml says."""
+
+    def make(path: pathlib.Path) -> None:
+        try:
+            run(["install", "cargo-deb", "--locked", "--version", DEB_VERSION, "--root", str(path)], show)
+        except BuildFailed as failure:
+            raise Missing(f"cargo-deb: {failure}") from failure
+
+    return cache.entry(f"cargo-deb-{DEB_VERSION}", make) / "bin" / "cargo-deb"
 
 
 def test_binary(name: str, show: Callable[[str], None] = _show) -> pathlib.Path:

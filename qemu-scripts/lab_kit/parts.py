@@ -210,6 +210,17 @@ class Parts:
         return self._cargo("build of the back-end with odd bits", "LAB_ODD_BACKEND", cargo.odd_backend, 20)
 
     @functools.cached_property
+    def cargo_deb(self) -> Job:
+        """What makes packages: it is built from source, which takes minutes."""
+
+        def build(show: Callable[[str], None]) -> Path:
+            # It asks which libraries the program needs.
+            debian.need_tools({"dpkg-shlibdeps": "dpkg-dev"})
+            return cargo.deb(show)
+
+        return self._cargo("build of cargo-deb", "LAB_CARGO_DEB", build, 150, "")
+
+    @functools.cached_property
     def host_suite(self) -> Job:
         build = functools.partial(cargo.test_binary, "host_suite")
         return self._cargo("build of the host suite", "LAB_HOST_SUITE", build, 20)

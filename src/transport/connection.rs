@@ -147,6 +147,7 @@ impl<'a> Connection<'a> {
         self.hang_up();
         if let Some(next) = next {
             next.asked.answer(&Err(ReattachError::Gone));
+            next.daemon.discard();
         }
         match (daemon.end(self.server), event) {
             (End::Panicked, _) => Ended::Panicked,
@@ -225,7 +226,7 @@ impl<'a> Connection<'a> {
             Err(ended) => {
                 self.hang_up();
                 asked.answer(&Err(ReattachError::Gone));
-                daemon.end(self.server);
+                daemon.discard();
                 Err(ended)
             }
         }

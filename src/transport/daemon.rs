@@ -158,6 +158,15 @@ impl Daemon {
         self.remaining.is_none()
     }
 
+    /// Ends a daemon that was never started, and waits for its end.
+    pub fn discard(self) {
+        self.link.discard();
+        while !self.messages.ends_soon() {
+            self.worker.leave_vring();
+            self.messages.interrupt();
+        }
+    }
+
     /// Waits for the end of a daemon whose connection has ended or which is over. Whatever holds it up is interrupted.
     pub fn end(self, server: &Server) -> End {
         // A message may wait for a queue, whose worker is in a call that the front-end holds up.

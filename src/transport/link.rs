@@ -75,7 +75,7 @@ impl Drop for Notice {
     }
 }
 
-/// A link; dropping it before it was started ends its threads, and after that leaves them to the connection's end.
+/// A link. Once it was started, its threads end with the front-end's connection, or after a pause.
 pub(super) struct Link {
     /// Our end of the library's one connection.
     library: UnixStream,
@@ -150,6 +150,12 @@ impl Link {
     pub fn pause(&self) {
         self.pause.asked.store(true, Ordering::SeqCst);
         signal(&self.pause.event);
+    }
+
+    /// Ends a link that was never started, and the library's connection.
+    pub fn discard(self) {
+        // It may have ended by itself.
+        let _ = self.library.shutdown(Shutdown::Both);
     }
 
     /// Waits for the threads, which are about to end. Returns what the messages have said if the link was paused; else the

@@ -2,6 +2,7 @@
 //! The program as a process: what it says of a front-end's set-up, and what becomes of a connection when the system lacks
 //! something. With the system call filter on.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 
@@ -16,7 +17,7 @@ use crate::OK;
 use crate::common::guest::{EVENTS, PROTOCOL_FEATURES, REQUESTS, VERSION_1};
 use crate::common::requests::attach;
 use crate::common::{
-    Guest, GuestOptions, Layout, PATIENCE, Program, Segment, program_on, wait_until,
+    Guest, GuestOptions, Layout, PATIENCE, Program, Segment, binary, program_on, wait_until,
 };
 
 const ENDPOINT: u32 = 8;
@@ -342,6 +343,32 @@ fn a_reattachment_leaves_nothing_behind() {
     drop(guest);
     program.wait_for_line(&["is gone"]);
     stop(program);
+}
+
+#[test]
+fn the_front_end_of_a_connected_socket_is_reattached_too() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let control = directory.path().join("control");
+    let (ours, theirs) = UnixStream::pair().expect("sockets");
+    let options = format!(
+        "--endpoint 8 --seccomp kill --control {}",
+        control.display()
+    );
+    let mut child = program_on(theirs, &options);
+    let mut guest = Guest::on(ours, &GuestOptions::default());
+    for _ in 0..3 {
+        let output = std::process::Command::new(binary())
+            .args([
+                OsStr::new("ctl"),
+                control.as_os_str(),
+                OsStr::new("reattach"),
+            ])
+            .output();
+        assert!(output.expect("ctl starts").status.success());
+        assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+    }
+    drop(guest);
+    assert_eq!(child.wait().expect("its end").code(), Some(0));
 }
 
 #[test]

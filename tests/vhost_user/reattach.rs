@@ -3,7 +3,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -11,13 +11,14 @@ use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost_device_iommu::device::DeviceConfig;
 use vhost_device_iommu::host::PageRequest;
-use vhost_device_iommu::host::soft::{SoftHost, block_on};
+use vhost_device_iommu::host::soft::{SoftHost, Transfer, block_on, default_properties};
 use vhost_device_iommu::spec::{EndpointId, EventFlags, Iova, PageResponseCode};
 use vhost_device_iommu::transport::{Reattach, ReattachError, Reattached};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::common::guest::{EVENT_IDX, EVENTS, REQUESTS};
 use crate::common::requests::{ATTACH_PAGE_REQUEST, READ, attach, map, page_response, unmap};
+use crate::common::watched_host::{Watch, WatchedHost};
 use crate::common::{Guest, GuestOptions, Layout, Server, ServerOptions, ram, wait_until};
 use crate::{INVAL, NOENT, OK, every_layout};
 
@@ -250,13 +251,32 @@ fn a_front_end_that_is_half_set_up_goes_on() {
     guest.frontend.set_owner().expect_err("there is an owner");
 }
 
+/// Counts how often the host hears of memory.
+#[derive(Default)]
+struct MemoryChanges(AtomicUsize);
+
+impl Watch for MemoryChanges {
+    fn memory_changes(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn memory_is_what_it_was_for_the_device() {
-    let (server, reattach) = start(ServerOptions::default());
+    let options = ServerOptions::default();
+    let reattach = Arc::clone(&options.transport.reattach);
+    let host = SoftHost::new().expect("a host");
+    for &id in &options.endpoints {
+        host.add_endpoint(EndpointId(id), default_properties())
+            .expect("an endpoint");
+    }
+    let host = Arc::new(WatchedHost::<_, MemoryChanges>::new(Arc::new(host)));
+    let server = Server::over(Arc::clone(&host), options);
+    let mut guest = Guest::connect(&server.path, &GuestOptions::default());
+    assert_eq!(guest.request(&attach(1, ENDPOINT, 0)), OK);
+    assert_eq!(guest.request(&a_map()), OK);
     // More regions than one message has room for.
-    let (mut options, regions) = (GuestOptions::default(), 40_u64);
-    options.ram = vec![(RAM, 32 << 20)];
-    let mut guest = mapped(&server, &options);
+    let regions = 40_u64;
     for number in (1..=regions).rev() {
         let gpa = 0x1000_0000 * number;
         // Of a file that has more.
@@ -266,8 +286,10 @@ fn memory_is_what_it_was_for_the_device() {
     }
     let before = serde_json::to_value(server.device.status().memory).expect("JSON");
     assert_eq!(before.as_array().map(Vec::len), Some(41));
+    let changes = host.watch.0.load(Ordering::SeqCst);
     for _ in 0..3 {
         done(&reattach);
+        assert_eq!(host.watch.0.load(Ordering::SeqCst), changes);
         let after = serde_json::to_value(server.device.status().memory).expect("JSON");
         assert_eq!(after, before);
         assert_eq!(guest.request(&a_map()), INVAL);
@@ -354,7 +376,8 @@ fn a_front_end_may_leave_at_any_moment() {
 fn a_notification_that_blocks_holds_up_neither_a_reattachment_nor_the_end() {
     for queue in [REQUESTS, EVENTS] {
         let (mut server, reattach) = start(ServerOptions::default());
-        let guest = mapped(&server, &GuestOptions::default());
+        let mut guest = mapped(&server, &GuestOptions::default());
+        guest.post_events(1, 32, true);
         // It blocks, and is full.
         let call = EventFd::new(0).expect("an eventfd");
         call.write(u64::MAX - 1).expect("room");
@@ -362,10 +385,22 @@ fn a_notification_that_blocks_holds_up_neither_a_reattachment_nor_the_end() {
             .frontend
             .set_vring_call(queue, &call)
             .expect("an eventfd");
+        guest.queues[queue].want_interrupts(true);
+        assert_eq!(guest.request(&unmap(1, 0, 0xfff)), OK);
+        let port = server.host.port(EndpointId(ENDPOINT)).expect("a port");
+        block_on(port.access(None, Iova(0), Transfer::Read(&mut [0]))).expect_err("not mapped");
+        guest.fault();
         done(&reattach);
         done(&reattach);
         assert_eq!(server.device.counters().reattachments.get(), 2);
-        server.stop();
+        if queue == EVENTS {
+            server.stop();
+            continue;
+        }
+        // The notification was interrupted, and comes once there is room.
+        assert_eq!(call.read().expect("a full counter"), u64::MAX - 1);
+        assert_eq!(call.read().expect("a notification"), 1);
+        assert_eq!(guest.request(&a_map()), OK);
     }
 }
 
@@ -383,6 +418,24 @@ fn a_message_that_is_not_whole_holds_a_reattachment_up_until_the_end_of_the_conn
     std::io::Write::write_all(&mut stream, &words[6..]).expect("room");
     drop(stream);
     assert_eq!(block_on(asked), Err(ReattachError::Gone));
+}
+
+#[test]
+fn a_message_that_is_refused_meanwhile_ends_the_connection() {
+    let (server, reattach) = start(ServerOptions::default());
+    for _ in 0..often() / 4 {
+        let guest = mapped(&server, &GuestOptions::default());
+        let asked = reattach.ask();
+        // An owner is there.
+        guest.frontend.set_owner().expect_err("refused");
+        match block_on(asked) {
+            Ok(_) | Err(ReattachError::Gone) => {}
+            Err(error) => panic!("{error}"),
+        }
+        wait_until("the end of the connection", || {
+            !server.device.status().connected
+        });
+    }
 }
 
 /// Bytes that the other end has not read yet.
@@ -470,10 +523,17 @@ fn time_outs_of_page_requests_go_on_behind_a_reattachment() {
     );
     assert_eq!(server.device.counters().page_request_timeouts.get(), 1);
     // With stopped queues they stand still, whatever comes between.
+    guest.post_events(2, 32, true);
+    let answer = group(&server.host, 0x10_0000);
+    guest.page_request();
+    let event = guest.page_request();
     let bases = guest.stop();
     done(&reattach);
     assert_eq!(server.device.service_events(None, far_away()), None);
     guest.start(bases);
+    let response = page_response(ENDPOINT, None, event.group_id.get(), 0);
+    assert_eq!(guest.request(&response), OK);
+    assert_eq!(answer.join().expect("no panic"), PageResponseCode::Success);
 }
 
 fn far_away() -> std::time::Instant {

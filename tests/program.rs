@@ -3,12 +3,13 @@
 
 mod common;
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::thread;
 
 use common::requests::{
-    ATTACH_PAGE_REQUEST, READ, WRITE, attach, detach, map, page_response, unmap,
+    ATTACH_PAGE_REQUEST, READ, WRITE, attach, attach_table, detach, map, page_response, unmap,
 };
 use common::{Guest, GuestOptions, Program, program_on, wait_until};
 use serde_json::json;
@@ -125,6 +126,50 @@ fn sigterm_ends_it_with_a_guest_and_a_page_request_in_flight() {
     wait_until("a page request", || guest.poll_event().is_some());
     stop(program);
     assert!(!client.wait().expect("its end").success());
+}
+
+/// A command of the control socket and a function wait for a table, and the queues stand still for good.
+#[test]
+fn sigterm_ends_it_while_tables_are_held() {
+    const COPY: u32 = 1 << 5;
+    let program = start();
+    let mut guest = program.guest();
+    // Its entries lead to itself.
+    let pages = guest.ram.allocate(4096);
+    guest.ram.write(pages, &(pages | 7).to_le_bytes());
+    for endpoint in [ENDPOINT, FUNCTION] {
+        assert_eq!(guest.request(&attach_table(1, endpoint, 0, 0, pages)), OK);
+    }
+    let read = ["dma-read", "endpoint=40", "iova=0", "length=8"];
+    program.execute(&read).expect("a page");
+    guest.stop();
+    let mut driver = vfio_user::Client::new(&program.path("pci")).expect("connect");
+    driver.region_write(7, 4, &[6, 0]).expect("enable");
+    for (register, value) in [(0x0c, 0), (0x14, 0x800), (0x1c, 5), (0x04, COPY)] {
+        let bytes = u32::to_le_bytes(value);
+        driver.region_write(0, register, &bytes).expect("write");
+    }
+    let mut control = UnixStream::connect(program.path("control")).expect("connect");
+    let commands = concat!(
+        r#"{"execute":"dma-read","arguments":{"endpoint":40,"iova":0,"length":8},"id":1}"#,
+        "\n",
+        r#"{"execute":"translate","arguments":{"endpoint":40,"iova":0},"id":2}"#,
+        "\n"
+    );
+    control.write_all(commands.as_bytes()).expect("commands");
+    let mut lines = BufReader::new(control).lines();
+    let answer: serde_json::Value =
+        serde_json::from_str(&lines.next().expect("a line").expect("a line")).expect("an answer");
+    assert_eq!(
+        (&answer["id"], &answer["return"]["held"]),
+        (&json!(2), &json!(true))
+    );
+    assert!(program.execute(&["status"]).is_ok());
+    stop(program);
+    assert!(
+        lines.next().is_none_or(|line| line.is_err()),
+        "the read has no answer"
+    );
 }
 
 #[test]

@@ -44,6 +44,8 @@ impl Host for NullHost {
     fn invalidate(&self, _: DomainId, _: &[IovaRange]) -> Result<(), HostError> {
         Ok(())
     }
+    fn hold_tables(&self) {}
+    fn release_tables(&self) {}
     fn joins_requests(&self) -> bool {
         false
     }

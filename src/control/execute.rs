@@ -209,6 +209,7 @@ fn denied_class(denied: Denied) -> ErrorClass {
         | Denied::Outside
         | Denied::Contended => ErrorClass::TranslationFault,
         Denied::Permission | Denied::Privileged => ErrorClass::PermissionFault,
+        Denied::Held => ErrorClass::TryAgain,
     }
 }
 

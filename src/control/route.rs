@@ -19,6 +19,12 @@ pub fn describe(route: &Route, iova: Iova) -> Value {
             "gpa": mapping.map(|mapping| mapping.translate(iova).0),
         }),
         Route::Table(route) => describe_table(route, iova),
+        Route::Held { domain, table } => json!({
+            "kind": "table",
+            "domain": domain.0,
+            "table": TableStatus::from(&**table),
+            "held": true,
+        }),
     }
 }
 

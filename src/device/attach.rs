@@ -243,8 +243,12 @@ impl Device {
                 }
             }
         }
-        if state.detach_owed {
-            log::error!("endpoints are still attached after a reset, as the host refused");
+        match state.detach_owed {
+            true => {
+                log::error!("endpoints are still attached after a reset, as the host refused");
+            }
+            // There is none any more: those to come are not held (X87).
+            false => self.host.release_tables(),
         }
     }
 

@@ -353,16 +353,23 @@ impl Device {
     }
 
     /// The queues stopped, perhaps for a pause. Attachments and groups stay, events are held, and the time-outs of page
-    /// requests stand still from `now` on, until [`Device::resume`] or a reset.
+    /// requests stand still from `now` on, until [`Device::resume`] or a reset. From its return until then no table of the
+    /// driver is read or written either, where the host can see to it: the driver may be gone, and its memory used for
+    /// something else (X87).
     ///
     /// Returns whether they stood still already.
     pub fn suspend(&self, now: Instant) -> bool {
+        let _state = self.state();
+        self.host.hold_tables();
         self.book().suspend(now)
     }
 
-    /// The queues run again: what was left of each time-out begins at `now`.
+    /// The queues run again, with the same driver: accesses through its tables go on, and what was left of each time-out
+    /// begins at `now`.
     pub fn resume(&self, now: Instant) {
+        let _state = self.state();
         self.book().resume(now);
+        self.host.release_tables();
     }
 
     /// The driver has ended. The reset follows when the next driver starts, or with the machine's. Until then no driver

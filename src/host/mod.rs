@@ -354,6 +354,19 @@ pub trait Host: Send + Sync {
     /// [`HostError::Internal`]: the host's hardware refused, and may keep what it had.
     fn invalidate(&self, domain: DomainId, ranges: &[IovaRange]) -> Result<(), HostError>;
 
+    /// Stops accesses through tables of the driver where they are, until [`Host::release_tables`]: the queues stand still, and
+    /// the driver may be gone and its memory used for something else. A second call changes nothing.
+    ///
+    /// Guarantee: when this returns, and until the release, no table is read or written, nothing of one is kept, and no access
+    /// through one is in flight. Such an access waits: it is not aborted, not reported, and no page is asked for. It goes on
+    /// as it finds things then when its attachment changes, its endpoint is removed, or tables are released. Other accesses
+    /// are not concerned. A host whose hardware reads tables cannot make it wait, and does nothing.
+    fn hold_tables(&self);
+
+    /// Lets the accesses that [`Host::hold_tables`] stopped go on. Before the tables of a driver that is gone are released,
+    /// their attachments have ended.
+    fn release_tables(&self);
+
     /// Whether one [`Host::unmap`] over several mappings is cheaper than several, and one [`Host::invalidate`] of several
     /// ranges: the device then joins consecutive UNMAP requests, and consecutive INVALIDATE requests.
     fn joins_requests(&self) -> bool;

@@ -72,6 +72,12 @@ impl<H: Host, W: Watch> Host for WatchedHost<H, W> {
     fn invalidate(&self, domain: DomainId, ranges: &[IovaRange]) -> Result<(), HostError> {
         self.inner.invalidate(domain, ranges)
     }
+    fn hold_tables(&self) {
+        self.inner.hold_tables();
+    }
+    fn release_tables(&self) {
+        self.inner.release_tables();
+    }
     fn joins_requests(&self) -> bool {
         self.inner.joins_requests()
     }

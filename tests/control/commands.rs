@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What commands answer.
 
+use std::time::Instant;
+
 use serde_json::json;
 use vhost_device_iommu::host::table::Table;
 use vhost_device_iommu::host::{Attachment, Host as _, PageRequests, Requester, Translations};
@@ -188,6 +190,13 @@ fn translate_shows_the_entries_of_a_table() {
         let now: u64 = daemon.memory.read_obj(GuestAddress(at)).expect("memory");
         assert_eq!(now, entry, "no flag is set");
     }
+    // The queues stand still: it is not read.
+    daemon.device.suspend(Instant::now());
+    let mut held = json!({"kind": "table", "domain": 9, "held": true});
+    held["table"] = found["table"].clone();
+    assert_eq!(translate(0x1678), held);
+    daemon.device.resume(Instant::now());
+    assert_eq!(translate(0x1678), found);
 }
 
 #[test]

@@ -3,11 +3,14 @@
 driver goes away."""
 
 import re
+from typing import Any
 
+from bases.engine import COMPLETED, engine_register
+from bases.paging import Call
 from bases.process import CHAINS, FUNCTIONS, PAGE, SOURCE, TARGET, Process, ProcessTest
 from bases.sharing import own_machine
 from lab_kit.vm.control import Control
-from lab_kit.vm.guest import GuestError
+from lab_kit.vm.guest import GuestError, pattern
 
 FIRST = FUNCTIONS[0]
 RESET = f"/sys/bus/pci/devices/0000:{FIRST}/reset"
@@ -73,6 +76,65 @@ class DriverTest(DriverCases):
         guest.run("write /sys/power/pm_test none")
         process.share()
         self.assert_copies(process)
+        self.assert_answered(control)
+
+
+class StandStillTest(DriverCases):
+    """The queues stand still. The back-end is not told whether that is a pause or the end of the driver."""
+
+    def access(self, process: Process, address: int, **more: Any) -> Call:
+        """An access of the first function, with the PASID of the process, from outside: it may wait."""
+        control = Control(self.directory / "control.sock", timeout=60)
+        self.addCleanup(control.close)
+        return Call(lambda: control.execute(endpoint=FIRST, pasid=process.pasid, iova=address, **more))
+
+    def assert_held(self, control: Control, process: Process) -> None:
+        way = control.execute("translate", endpoint=FIRST, pasid=process.pasid, iova=SOURCE)
+        self.assertEqual((way["kind"], way["held"]), ("table", True))
+
+    def test_a_function_stands_still_with_its_machine_and_goes_on_with_it__x87(self):
+        process, control = self.start_copying()
+        process.copy_in_circles(SOURCE, TARGET, 4 * PAGE)
+        completed = engine_register(0, COMPLETED)
+        self.wait_until("copies", lambda: process.register(completed) > 20)
+        for _ in range(3):
+            self.machine.qmp("stop")
+            self.assert_held(control, process)
+            read = self.access(process, SOURCE, command="dma-read", length=16)
+            self.assert_held(control, process)
+            self.assertTrue(read.is_alive())
+            self.machine.qmp("cont")
+            self.assertEqual(read.result()["data"], pattern(3, 16).hex())
+            before = process.register(completed)
+            self.wait_until("copies", lambda seen=before: process.register(completed) > seen)
+        process.run("engine-reset one 0")
+        process.verify(TARGET, 4 * PAGE, 3)
+        self.assertEqual(self.pasids(control), [process.pasid])
+        self.assert_answered(control)
+
+    @own_machine
+    def test_the_tables_of_a_driver_are_left_alone_once_its_machine_was_reset__x87(self):
+        process, control = self.start_copying()
+        guest = process.guest
+        self.assert_copies(process)
+        self.machine.qmp("system_reset")
+        guest.wait_ready()
+        # The next kernel runs, and its memory is where the process had its own.
+        self.assertEqual(self.pasids(control), [process.pasid])
+        self.assert_held(control, process)
+        write = self.access(process, TARGET, command="dma-write", data="ff" * 16)
+        self.assert_held(control, process)
+        self.assertTrue(write.is_alive())
+        guest.load("virtio_iommu")
+        self.assert_refused("TranslationFault", write.result)
+        self.assertEqual(self.pasids(control), [])
+        guest.load("uio_pci_generic_sva")
+        guest.run(f"bind {FIRST} uio_pci_sva")
+        fresh = Process(self, guest)
+        fresh.share()
+        for address in (CHAINS, SOURCE, TARGET):
+            fresh.memory(address, 4 * PAGE, seed=3)
+        self.assert_copies(fresh)
         self.assert_answered(control)
 
 

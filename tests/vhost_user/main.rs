@@ -11,6 +11,7 @@ mod common;
 mod connections;
 mod descriptors;
 mod events;
+mod held_tables;
 mod lifecycle;
 mod misuse;
 mod program;

@@ -65,6 +65,8 @@ struct Inner {
     unmaps: Vec<(DomainId, IovaRange)>,
     invalidate_calls: usize,
     did: Vec<Did>,
+    held: bool,
+    released: Vec<Vec<DomainId>>,
 }
 
 /// A host with its own copy of every mapping, to be compared with the device's table.
@@ -206,6 +208,16 @@ impl FakeHost {
     /// Calls since the last time.
     pub fn did(&self) -> Vec<Did> {
         std::mem::take(&mut self.inner.lock().unwrap().did)
+    }
+
+    /// Whether tables are held.
+    pub fn holds_tables(&self) -> bool {
+        self.inner.lock().unwrap().held
+    }
+
+    /// For each release since the last time, the domains whose tables were there.
+    pub fn released(&self) -> Vec<Vec<DomainId>> {
+        std::mem::take(&mut self.inner.lock().unwrap().released)
     }
 
     pub fn table(&self, domain: u32) -> Option<Table> {
@@ -361,6 +373,17 @@ impl Host for FakeHost {
             .did
             .extend(all.map(|&range| Did::Invalidate(domain, range)));
         Ok(())
+    }
+
+    fn hold_tables(&self) {
+        self.inner.lock().unwrap().held = true;
+    }
+
+    fn release_tables(&self) {
+        let mut inner = self.inner.lock().unwrap();
+        inner.held = false;
+        let tables = inner.tables.keys().copied().collect();
+        inner.released.push(tables);
     }
 
     fn joins_requests(&self) -> bool {

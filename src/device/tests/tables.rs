@@ -13,6 +13,8 @@ use crate::spec::{AttachTable, ResvMemSubtype};
 const R: EventFlags = EventFlags::READ;
 const ROOT: u64 = 0x7000;
 const OTHER: u64 = 0x9000;
+/// No release of tables.
+const NONE: [Vec<DomainId>; 0] = [];
 
 fn range(first: u64, last: u64) -> IovaRange {
     IovaRange::new(first, last).unwrap()
@@ -558,6 +560,7 @@ fn tables_end_with_the_driver_and_mappings_do_not__x87() {
     bench.device.suspend(bench.now);
     // It may be a pause.
     assert_eq!(bench.translate(2, 0, true), Some(OTHER));
+    assert!(bench.host.holds_tables());
     bench.device.end_driver();
     assert_eq!(bench.translate(1, 0, true), Some(0x8000));
     assert_eq!(bench.host.domains(), [7].into());
@@ -593,7 +596,60 @@ fn a_paused_driver_keeps_its_tables() {
     let bench = bench();
     bench.attach_table(7, 1, ROOT);
     bench.device.suspend(bench.now);
+    assert!(bench.host.holds_tables());
+    assert_eq!(bench.host.released(), NONE);
     bench.device.resume(bench.now);
+    assert!(!bench.host.holds_tables());
+    assert_eq!(bench.host.released(), [[DomainId(7)]]);
     assert_eq!(bench.translate(1, 0x10, true), Some(ROOT + 0x10));
     assert_eq!(bench.invalidate(7, 0, 0xfff), Status::Ok);
+}
+
+/// Whoever is not the same driver finds the hold over, and before it is, the tables have ended.
+#[test]
+fn tables_are_held_while_the_queues_stand_and_end_before_that_does__x87() {
+    type End = fn(&Bench);
+    let ends: [(&str, End); 4] = [
+        ("the next driver, or RESET_DEVICE", |b| b.device.reset()),
+        ("reset of the machine", |b| b.device.system_reset()),
+        ("disconnect", |b| b.device.disconnect()),
+        ("end of the driver, and the next", |b| {
+            b.device.end_driver();
+            assert_eq!(b.host.released(), NONE, "not yet");
+            b.device.reset();
+        }),
+    ];
+    for (name, end) in ends {
+        let bench = bench();
+        bench.attach_table_pasid(7, 1, PASID, 5, ROOT);
+        bench.attach_table(8, 2, OTHER);
+        bench.host.released();
+        bench.device.suspend(bench.now);
+        bench.device.suspend(bench.now);
+        assert!(bench.host.holds_tables(), "{name}");
+        end(&bench);
+        assert!(!bench.host.holds_tables(), "{name}");
+        assert_eq!(bench.host.released(), [[]], "{name}");
+        bench.device.connect();
+        bench
+            .device
+            .negotiate(bench.device.offered_features().bits());
+        assert_eq!(bench.attach_table(7, 1, ROOT), Status::Ok);
+        assert!(!bench.host.holds_tables());
+    }
+}
+
+#[test]
+fn a_table_that_the_host_cannot_end_stays_held_until_it_has_ended__x87() {
+    let bench = bench();
+    bench.attach_table_pasid(7, 1, PASID, 5, ROOT);
+    bench.device.suspend(bench.now);
+    bench.host.fail(Some(Call::Block));
+    bench.device.reset();
+    assert!(bench.host.table(7).is_some() && bench.host.holds_tables());
+    bench.host.fail(None);
+    // The next driver's first request.
+    assert_eq!(bench.attach_table(8, 2, OTHER), Status::Ok);
+    assert_eq!(bench.host.table(7), None);
+    assert!(!bench.host.holds_tables());
 }

@@ -391,6 +391,11 @@ impl Host for IommufdHost {
             .invalidate(&self.context, ranges)
     }
 
+    /// Nothing that could be done: the hardware reads tables by itself, and an access that is not let through is lost.
+    fn hold_tables(&self) {}
+
+    fn release_tables(&self) {}
+
     fn joins_requests(&self) -> bool {
         // One call flushes the hardware's buffers once.
         true

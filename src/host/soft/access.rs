@@ -120,6 +120,9 @@ pub enum Denied {
     /// The driver changes the entries faster than they can be used.
     #[error("the entries of the table change all the time")]
     Contended,
+    /// No table is read now. That is no fault: the access is to be tried again after [`super::Port::released`].
+    #[error("the table is not read while the queues stand still")]
+    Held,
 }
 
 impl Denied {
@@ -131,7 +134,7 @@ impl Denied {
     /// The reason in the fault report; `None` if there is no report.
     pub(super) fn reason(self) -> Option<Reason> {
         match self {
-            Self::NoEndpoint | Self::NoPasid(_) | Self::NoPageRequests => None,
+            Self::NoEndpoint | Self::NoPasid(_) | Self::NoPageRequests | Self::Held => None,
             Self::Blocked => Some(Reason::Domain),
             Self::Translation
             | Self::Permission

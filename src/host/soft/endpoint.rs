@@ -18,6 +18,10 @@ pub(super) enum Source {
 }
 
 impl Source {
+    pub(super) fn is_table(&self) -> bool {
+        matches!(self, Self::Table(_))
+    }
+
     fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Mappings(ours), Self::Mappings(theirs)) => Arc::ptr_eq(ours, theirs),
@@ -49,6 +53,11 @@ pub(super) enum View {
 }
 
 impl View {
+    /// Whether a table of the driver translates.
+    pub(super) fn is_table(&self) -> bool {
+        matches!(self, View::Domain { by, .. } if by.is_table())
+    }
+
     /// Whether a move from one view to the other changes nothing.
     pub(super) fn is_same(&self, new: &Self) -> bool {
         match (self, new) {

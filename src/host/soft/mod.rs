@@ -16,7 +16,8 @@
 //! thousand threads. [`block_on`] is for callers that have a thread to spare.
 //!
 //! `access`: the words of an access. `port`: the way to memory. `cache`: its translations. `table`: the walk of a table of
-//! the driver. `endpoint`: properties and attachments. `events`: faults and page requests on their way to the device.
+//! the driver. `endpoint`: properties and attachments. `hold`: accesses that wait while no table is read. `events`: faults
+//! and page requests on their way to the device.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -25,12 +26,13 @@ mod endpoint;
 mod events;
 #[cfg(test)]
 pub(crate) mod guest_table;
+mod hold;
 mod port;
 mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
@@ -51,6 +53,7 @@ use crate::spec::{DomainId, EndpointId, PageResponseCode, PasidFlags, TableForma
 pub use access::{Access, AccessError, Denied, Transfer};
 pub use cache::{CacheCounters, Cached};
 pub use events::PendingResponse;
+pub use hold::Released;
 pub use port::Port;
 pub(crate) use port::{Route, TableRoute};
 #[cfg(any(fuzzing, test))]
@@ -163,6 +166,12 @@ impl SoftHost {
         Ok(port)
     }
 
+    /// How many accesses wait for the release of tables.
+    #[cfg(test)]
+    pub(crate) fn held_accesses(&self) -> usize {
+        self.ports.hold.waiting()
+    }
+
     fn find(&self, id: EndpointId) -> Option<Arc<Endpoint>> {
         self.endpoints.read().get(&id).cloned()
     }
@@ -227,6 +236,8 @@ impl Host for SoftHost {
         }
         // Waits for the accesses in flight.
         self.ports.invalidate_requester(requester);
+        // Those that are held look again.
+        self.ports.hold.wake();
         Ok(())
     }
 
@@ -247,6 +258,19 @@ impl Host for SoftHost {
             self.ports.invalidate_table(domain, range);
         }
         Ok(())
+    }
+
+    fn hold_tables(&self) {
+        let tables: BTreeSet<DomainId> = {
+            let domains = self.domains.lock();
+            let tables = domains.iter().filter(|(_, by)| by.is_table());
+            tables.map(|(&id, _)| id).collect()
+        };
+        self.ports.hold_tables(&tables);
+    }
+
+    fn release_tables(&self) {
+        self.ports.hold.end();
     }
 
     fn joins_requests(&self) -> bool {
@@ -286,6 +310,7 @@ impl Host for SoftHost {
             *removed.views_mut() = None;
             self.shared_ports.lock().remove(&endpoint);
             self.ports.invalidate_endpoint(endpoint);
+            self.ports.hold.wake();
             self.events.withdraw_endpoint(endpoint);
         }
     }

@@ -17,6 +17,9 @@
 //! INVALIDATE, which takes the same locks: so it has waited for walks as well (X103), and so has the end of an attachment
 //! (X87).
 //!
+//! While tables are held, the same lock makes sure of it: the hold comes first, the locks second, and an access that finds
+//! the hold lets its lock go before it waits.
+//!
 //! There are two caches: the endpoint's own, which is only for accesses with ATS, and the IOMMU's for all others.
 //!
 //! `state`: what the host invalidates. `translate`: from an access to where it goes. `copy`: from memory to memory.
@@ -34,6 +37,7 @@ use crate::host::soft::access::{Access, AccessError, Denied, Transfer};
 use crate::host::soft::cache::{CacheCounters, Cached};
 use crate::host::soft::endpoint::{Endpoint, View, Views};
 use crate::host::soft::events::{EventSource, PendingResponse};
+use crate::host::soft::hold::{Hold, Released};
 use crate::host::{Fault, PageRequest, PageRequests, Requester};
 use crate::spec::{EndpointId, Iova, PageResponseCode, Pasid, Reason};
 
@@ -83,7 +87,8 @@ impl Port {
     /// more than 64 KiB; says how many. It does not wait. [`Access::kinds`] has the direction of `transfer`.
     ///
     /// # Errors
-    /// Why no byte was moved. The driver is not told: see [`Port::report`].
+    /// Why no byte was moved. The driver is not told: see [`Port::report`]. After [`Denied::Held`] the access waits for
+    /// [`Port::released`].
     pub fn transfer(
         &self,
         access: Access,
@@ -120,7 +125,8 @@ impl Port {
 
     /// Moves all bytes of `transfer`, the first of which is at `iova`, without ATS. If a translation is missing and the
     /// driver has attached the requester with page requests, one is raised for the rest of the access, which goes on
-    /// when that is answered. Otherwise the access is aborted, and the driver gets a fault report.
+    /// when that is answered. Otherwise the access is aborted, and the driver gets a fault report. While tables are held,
+    /// an access through one waits.
     ///
     /// The future can be dropped: a page request that it has raised stays outstanding.
     ///
@@ -155,6 +161,10 @@ impl Port {
                     (done, retries) = (done + moved, 0);
                     continue;
                 }
+                Err(Denied::Held) => {
+                    self.released(pasid).await;
+                    continue;
+                }
                 Err(denied) => denied,
             };
             let left = u32::try_from(length - done).unwrap_or(u32::MAX);
@@ -172,6 +182,22 @@ impl Port {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the accesses of a requester are not held: tables are not, or the requester is not attached to one.
+    pub fn released(&self, pasid: Option<Pasid>) -> Released<'_> {
+        Released::new(self, pasid)
+    }
+
+    pub(super) fn hold(&self) -> &Hold {
+        &self.ports.hold
+    }
+
+    /// Whether accesses of a requester wait for the end of the hold.
+    pub(super) fn is_held(&self, pasid: Option<Pasid>) -> bool {
+        let views = self.endpoint.views();
+        let view = views.as_ref().map(|views| views.get(pasid));
+        self.hold().is_on() && view.is_some_and(View::is_table)
     }
 
     /// Asks for the page that an access has missed, if the driver wants page requests of the requester.

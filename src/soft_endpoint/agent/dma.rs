@@ -2,6 +2,7 @@
 //! The accesses of an agent: checked against what configuration space enables, carried out through a port, and asked for
 //! where a page is missing.
 
+use std::pin::pin;
 use std::task::{Poll, Waker};
 
 use crate::host::PageRequest;
@@ -154,6 +155,9 @@ impl<'a> Dma<'a> {
                     (done, retries) = (done + moved, 0);
                     progress.moved(moved);
                 }
+                Err(Denied::Held) => self
+                    .wait_for_release(mode.access)
+                    .map_err(|why| (at, why))?,
                 Err(denied) if retries < MAX_RETRIES && self.can_request(mode, denied) => {
                     retries += 1;
                     let left = (at, (length - done) as u32);
@@ -173,6 +177,29 @@ impl<'a> Dma<'a> {
             }
         }
         Ok(())
+    }
+
+    /// An address translation request for an access: see [`Port::translate`].
+    ///
+    /// # Errors
+    /// Why the access would not be made, or not now.
+    pub(crate) fn translate(&self, access: Access, iova: Iova) -> Result<(), Refused> {
+        loop {
+            let access = self.check_enabled(access)?;
+            match self.port.translate(access, iova) {
+                Err(Denied::Held) => self.wait_for_release(access)?,
+                translated => return translated.map_err(Refused::Denied),
+            }
+        }
+    }
+
+    /// Waits while no table of the driver is read.
+    fn wait_for_release(&self, access: Access) -> Result<(), Refused> {
+        let mut released = pin!(self.port.released(access.pasid));
+        let waited = self.thread.wait_until(&self.waker, |context| {
+            ready(released.as_mut().poll(context))
+        });
+        waited.ok_or(Refused::Stopped)
     }
 
     /// Copies as far as that goes without waiting, and not more than 64 KiB: how many bytes.

@@ -179,9 +179,12 @@ impl From<Denied> for Outcome {
             Denied::NoPasid(_) => Self::PasidDisabled,
             Denied::NoPageRequests => Self::PageRequestsDisabled,
             // To a device an address that cannot be asked for is one without a translation.
-            Denied::Translation | Denied::Malformed | Denied::Outside | Denied::Contended => {
-                Self::Translation
-            }
+            // An agent waits while it is held.
+            Denied::Translation
+            | Denied::Malformed
+            | Denied::Outside
+            | Denied::Contended
+            | Denied::Held => Self::Translation,
             Denied::Permission | Denied::Privileged => Self::Permission,
             Denied::NoMemory => Self::NoMemory,
         }

@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::host::PageRequest;
 use crate::host::soft::{Access, Transfer};
-use crate::soft_endpoint::agent::dma::{AccessMode, PAGE, Pieces};
+use crate::soft_endpoint::agent::dma::{AccessMode, PAGE, Pieces, Refused};
 use crate::soft_endpoint::engine::access::{BUFFER_LEN, Runner, Tally, access_mode};
 use crate::soft_endpoint::engine::descriptor::{
     ALIGNMENT, Descriptor, Flags, Job, Operation, Outcome, Piece, REQUEST_LEN,
@@ -214,10 +214,13 @@ impl Runner<'_> {
             let last = iova.0.saturating_add(u64::from(length.max(1)) - 1);
             let mut at = iova.0;
             loop {
-                let access = self.check_enabled(access)?;
                 // A missing translation is no fault: the IOMMU's driver is not told.
-                if let Err(denied) = self.engine.port.translate(access, Iova(at)) {
-                    return Err(self.fail(Iova(at), denied.into()));
+                match self.dma.translate(access, Iova(at)) {
+                    Ok(()) => {}
+                    Err(Refused::Denied(denied)) => {
+                        return Err(self.fail(Iova(at), denied.into()));
+                    }
+                    Err(why) => return Err(why.into()),
                 }
                 self.tally.done = self.tally.done.wrapping_add(1);
                 match (at | (PAGE - 1)).checked_add(1) {

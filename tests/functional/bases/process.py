@@ -191,6 +191,7 @@ class ProcessTest(FunctionalTest):
             return backend, machine
 
         backend, machine = self.shared((options, more), make)
+        self.machine = machine
         return machine.guest, backend.control
 
     def start_process(self, *options: str, **more: Any) -> tuple[Process, Control]:

@@ -25,7 +25,8 @@ impl Port {
         }
         let views = self.endpoint.views();
         let view = |access: Access| views.as_ref().map(|views| views.get(access.pasid));
-        if [source.0, target.0].map(view).into_iter().any(is_table) {
+        let views_of_both = [source.0, target.0].map(view);
+        if views_of_both.into_iter().flatten().any(View::is_table) {
             drop(views);
             return self.copy_cached(&mut inner, source, target, length);
         }
@@ -97,16 +98,6 @@ impl Port {
         }
         done
     }
-}
-
-fn is_table(view: Option<&View>) -> bool {
-    matches!(
-        view,
-        Some(View::Domain {
-            by: Source::Table(_),
-            ..
-        })
-    )
 }
 
 /// Slices of guest memory. The region of the one before is tried first: it mostly has the next one too.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The part of a port that the host can invalidate: its caches and its guest memory, under one lock.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
@@ -10,11 +11,16 @@ use vm_memory::GuestMemoryMmap;
 use crate::host::Requester;
 use crate::host::mapping::IovaRange;
 use crate::host::soft::cache::{Cache, Entry};
+use crate::host::soft::hold::Hold;
 use crate::spec::{DomainId, EndpointId};
 
 /// The ports of a host.
 #[derive(Default)]
-pub(in crate::host::soft) struct Ports(RwLock<Open>);
+pub(in crate::host::soft) struct Ports {
+    open: RwLock<Open>,
+    /// What holds them up where a table of the driver is in their way.
+    pub(in crate::host::soft) hold: Hold,
+}
 
 #[derive(Default)]
 struct Open {
@@ -25,14 +31,14 @@ struct Open {
 
 impl Ports {
     pub(super) fn add(&self, endpoint: EndpointId) -> Arc<PortState> {
-        let mut open = self.0.write();
+        let mut open = self.open.write();
         let state = Arc::new(PortState::new(endpoint, open.memory.clone()));
         open.ports.push(Arc::clone(&state));
         state
     }
 
     pub(super) fn remove(&self, state: &Arc<PortState>) {
-        self.0
+        self.open
             .write()
             .ports
             .retain(|port| !Arc::ptr_eq(port, state));
@@ -40,7 +46,7 @@ impl Ports {
 
     /// When this returns, no access uses another memory.
     pub(in crate::host::soft) fn set_memory(&self, memory: &GuestMemoryMmap) {
-        let mut open = self.0.write();
+        let mut open = self.open.write();
         open.memory = memory.clone();
         for port in &open.ports {
             port.lock().memory = memory.clone();
@@ -52,7 +58,7 @@ impl Ports {
     pub(in crate::host::soft) fn invalidate_range(&self, domain: DomainId, range: IovaRange) {
         // The change of the table is visible to ports before they are asked whether they are used.
         fence(Ordering::SeqCst);
-        for port in self.0.read().ports.iter().filter(|port| port.is_used()) {
+        for port in self.open.read().ports.iter().filter(|port| port.is_used()) {
             let mut inner = port.lock();
             inner.atc.invalidate_range(domain, range);
             inner.iotlb.invalidate_range(domain, range);
@@ -65,12 +71,24 @@ impl Ports {
     /// Linux invalidates everything for each page that it takes back. So a port that keeps nothing any more counts as not
     /// used, and the next call passes it by.
     pub(in crate::host::soft) fn invalidate_table(&self, domain: DomainId, range: IovaRange) {
-        // The guest's change is visible to walks before ports are asked whether they are used.
+        // A large page is in slots of pages that need not be in the range.
+        self.invalidate_used(|entry| entry.is_of(domain, range));
+    }
+
+    /// When this returns, no access through a table is in flight, nor its walk, nothing of one is kept, and none begins
+    /// before [`Hold::end`] (X87).
+    pub(in crate::host::soft) fn hold_tables(&self, tables: &BTreeSet<DomainId>) {
+        self.hold.begin();
+        self.invalidate_used(|entry| entry.domain.is_some_and(|id| tables.contains(&id)));
+    }
+
+    /// Invalidates what matches, and waits for one turn of each port that is used.
+    fn invalidate_used(&self, matching: impl Fn(&Entry) -> bool) {
+        // What was changed is visible to walks before ports are asked whether they are used.
         fence(Ordering::SeqCst);
-        for port in self.0.read().ports.iter().filter(|port| port.is_used()) {
+        for port in self.open.read().ports.iter().filter(|port| port.is_used()) {
             let mut inner = port.lock();
-            // A large page is in slots of pages that need not be in the range.
-            inner.invalidate_where(|entry| entry.is_of(domain, range));
+            inner.invalidate_where(&matching);
             if inner.keeps_nothing() {
                 port.used.store(false, Ordering::Relaxed);
             }
@@ -94,7 +112,7 @@ impl Ports {
 
     /// The ports of an endpoint.
     pub(in crate::host::soft) fn of(&self, endpoint: EndpointId) -> Vec<Arc<PortState>> {
-        let open = self.0.read();
+        let open = self.open.read();
         let of = open.ports.iter().filter(|port| port.endpoint == endpoint);
         of.cloned().collect()
     }

@@ -32,6 +32,8 @@ pub(crate) enum Route {
     },
     /// By a table of the driver.
     Table(TableRoute),
+    /// By a table of the driver, which is not read now.
+    Held { domain: DomainId, table: Arc<Table> },
 }
 
 /// The way of an address through a table of the driver.
@@ -50,7 +52,7 @@ impl Port {
     /// An address translation request: whether the access would find a translation.
     ///
     /// # Errors
-    /// Why it would not. The driver is not told.
+    /// Why it would not. The driver is not told. After [`Denied::Held`] it is to be asked again after [`Port::released`].
     pub fn translate(&self, access: Access, iova: Iova) -> Result<(), Denied> {
         self.settled(|inner| self.translate_locked(inner, access, iova).map(|_| ()))
     }
@@ -81,6 +83,12 @@ impl Port {
                 by: Source::Table(table),
                 ..
             } => {
+                if self.hold().is_on() {
+                    return Ok(Route::Held {
+                        domain: *id,
+                        table: Arc::clone(table),
+                    });
+                }
                 let write = Needed {
                     write: true,
                     ..Needed::default()
@@ -171,6 +179,9 @@ impl Port {
                 by: Source::Table(table),
                 ..
             } => {
+                if self.hold().is_on() {
+                    return Err(Denied::Held);
+                }
                 let page = walk(table, &inner.memory, iova, needed(access.kinds))?;
                 let mut permits = permitted_by(page.mapping.flags) - EventFlags::PRIVILEGED;
                 permits.set(EventFlags::EXEC, page.exec);

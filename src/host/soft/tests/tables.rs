@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Domains that a table of the driver translates; the test plays the driver as well.
 
+mod hold;
 mod invalidate;
 mod lifetime;
 

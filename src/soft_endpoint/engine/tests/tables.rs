@@ -264,3 +264,74 @@ fn an_invalidate_is_complete_while_engines_wait_for_answers__x105() {
         assert_eq!(f.outcome(engine), status(Outcome::Done));
     }
 }
+
+/// Waits until an access of the first engine is held.
+fn wait_until_held(f: &Fixture) {
+    while f.host.held_accesses() == 0 {
+        assert_ne!(f.register(0, engine::STATUS) & 0xff, 0, "it is idle");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn an_engine_waits_while_tables_are_held_and_nobody_hears_of_it__x87() {
+    let (f, table) = Fixture::with_table();
+    table.set(IOVA, DATA | READ_WRITE);
+    table.set(IOVA + 0x1000, (DATA + 0x1000) | READ_WRITE);
+    f.fill(DATA, 0x1000, 7);
+    let flags = Flags::PASID | Flags::PAGE_REQUESTS;
+    let in_process = |job: Descriptor| Descriptor {
+        pasid: PASID.into(),
+        ..job
+    };
+    for job in [
+        copy(flags, IOVA, IOVA + 0x1000, 16),
+        copy(flags | Flags::UNTRANSLATED, IOVA, IOVA + 0x1000, 16),
+        descriptor(Operation::Translate, flags | Flags::FOR_WRITE, IOVA, 16),
+    ] {
+        f.host.hold_tables();
+        let before = [0, 0x1000].map(|page| table.entry(IOVA + page));
+        f.store(CHAIN, &[in_process(job)]);
+        f.start(0, CHAIN);
+        wait_until_held(&f);
+        assert!(f.interrupts.try_recv().is_err());
+        assert_eq!(before, [0, 0x1000].map(|page| table.entry(IOVA + page)));
+        f.host.release_tables();
+        assert_eq!(f.interrupt(), 0);
+        let done = f.completion(CHAIN);
+        assert_done(&done, 0);
+        assert_eq!(done.retries.get(), 0);
+    }
+    assert_eq!(f.bytes(DATA + 0x1000, 16), f.bytes(DATA, 16));
+    assert!(f.events().is_empty());
+}
+
+#[test]
+fn a_reset_ends_an_engine_that_is_held() {
+    let (f, table) = Fixture::with_table();
+    table.set(IOVA, DATA | READ_WRITE);
+    for job in [
+        read(IOVA),
+        touch(Operation::Translate, Flags::FOR_WRITE, IOVA),
+    ] {
+        f.host.hold_tables();
+        let before = table.entry(IOVA);
+        f.store(CHAIN, &[job]);
+        f.start(0, CHAIN);
+        wait_until_held(&f);
+        // It returns when the engine has stopped.
+        f.set(0, engine::CONTROL, 1);
+        assert_eq!(f.host.held_accesses(), 0);
+        assert_eq!(f.register(0, engine::STATUS) & 0xff, 0, "idle");
+        f.host.release_tables();
+        assert_eq!(table.entry(IOVA), before);
+        assert_done(&f.run(&[job]), 0);
+    }
+    // The process ends: so does every engine.
+    f.host.hold_tables();
+    f.start(0, CHAIN);
+    wait_until_held(&f);
+    let host = std::sync::Arc::clone(&f.host);
+    drop(f);
+    assert_eq!(host.held_accesses(), 0);
+}

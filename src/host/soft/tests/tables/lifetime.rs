@@ -7,7 +7,7 @@ use super::*;
 use crate::host::soft::{Route, TableRoute};
 
 /// The bytes of a table.
-fn bytes(f: &Fixture, table: &GuestTable) -> Vec<u8> {
+pub(super) fn bytes(f: &Fixture, table: &GuestTable) -> Vec<u8> {
     let (first, length) = table.extent();
     let mut bytes = vec![0; length];
     let read = f.memory.read_slice(&mut bytes, GuestAddress(first));

@@ -38,6 +38,13 @@ pub fn from_hex(text: &str) -> Option<Vec<u8>> {
         .filter(|_| rest.is_empty())
 }
 
+/// How an endpoint's number is written as a PCI address: `0000:00:05.0`.
+pub fn pci_name(id: u32) -> String {
+    let (segment, bus) = (id >> 16, id >> 8 & 0xff);
+    let (device, function) = (id >> 3 & 0x1f, id & 7);
+    format!("{segment:04x}:{bus:02x}:{device:02x}.{function}")
+}
+
 /// A PCI address, `[segment:]bus:device.function`, all hexadecimal: segment << 16 | bus << 8 | device << 3 | function.
 /// `None` if a part is missing, too long or too large.
 pub fn pci_address(text: &str) -> Option<u32> {

@@ -226,7 +226,7 @@ fn ctl_prints_the_answer_or_the_error() {
     assert_eq!(status["endpoints"][0]["id"], 40);
     let output = daemon.ctl(&["counters", "format=prometheus"]);
     let text = String::from_utf8(output.stdout).expect("text");
-    assert!(text.starts_with("# HELP vhost_device_iommu_requests_total "));
+    assert!(text.starts_with("# HELP vhost_device_iommu_build_info "));
     let raw = daemon.ctl(&[r#"{"execute":"mappings","arguments":{"domain":1}}"#]);
     assert_eq!(raw.status.code(), Some(1));
     assert!(stderr(&raw).starts_with("vhost-device-iommu: InvalidArgument: "));
@@ -235,6 +235,20 @@ fn ctl_prints_the_answer_or_the_error() {
     let output = daemon.ctl(&["dma-read", "endpoint=00:06.0", "iova=0", "length=1"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("TranslationFault"));
+}
+
+#[test]
+fn samples_have_the_labels_that_were_given() {
+    let daemon = start(&["--label", "vm=mail", "--label", "site=a,b"]);
+    let output = daemon.ctl(&["counters", "format=prometheus"]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    let line = "\nvhost_device_iommu_requests_total{vm=\"mail\",site=\"a,b\"} 0\n";
+    assert!(text.contains(line), "{text}");
+    for (label, told) in [("vm", "NAME=VALUE"), ("le=1", "samples have already")] {
+        let output = run(&["--fd", "3", "--endpoint", "1", "--label", label]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains(told), "{}", stderr(&output));
+    }
 }
 
 #[test]

@@ -182,6 +182,7 @@ impl Setup {
                 let context = control::Context {
                     endpoints: Arc::clone(&self.endpoints),
                     reattach: Arc::clone(&reattach),
+                    labels: args.labels.clone().into(),
                 };
                 let listener = file.listener().try_clone()?;
                 Some(Control::start(listener, context, &stop)?)

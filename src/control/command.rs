@@ -72,6 +72,8 @@ pub enum Command {
         /// As text for Prometheus.
         prometheus: bool,
     },
+    /// `waiting`
+    Waiting,
     /// `mappings`
     Mappings {
         /// Of this domain.
@@ -242,6 +244,10 @@ fn with_arguments(name: &str, arguments: Value) -> Result<Command, CommandError>
             Command::Counters {
                 prometheus: format == Some(Format::Prometheus),
             }
+        }
+        "waiting" => {
+            take::<Nothing>(name, arguments)?;
+            Command::Waiting
         }
         "mappings" => {
             let Mappings { domain } = take(name, arguments)?;

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the commands do.
 
-use std::fmt::Write as _;
 use std::future::{Future, ready};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
 use crate::control::command::{Command, CommandError, EndpointAdd, ErrorClass};
 use crate::control::lists::{Mappings, Status};
+use crate::control::metrics::{self, Label};
 use crate::control::output::{Answer, Reply};
 use crate::control::route;
 use crate::device::SetupError;
@@ -30,6 +31,8 @@ pub struct Context {
     pub endpoints: Arc<Endpoints>,
     /// The front-end, to be reattached.
     pub reattach: Arc<Reattach>,
+    /// What every sample for Prometheus is labelled with.
+    pub labels: Arc<[Label]>,
 }
 
 /// A command being carried out: ready at once, unless it waits for the guest.
@@ -45,8 +48,11 @@ impl Context {
             }
             Command::Counters { prometheus: false } => Reply::of(&self.counters()),
             Command::Counters { prometheus: true } => {
-                Reply::of(&json!({"text": self.prometheus()}))
+                let device = self.endpoints.device();
+                let text = metrics::text(device, &self.labels, Instant::now());
+                Reply::of(&json!({"text": text}))
             }
+            Command::Waiting => Reply::of(&self.endpoints.device().waiting(Instant::now())),
             Command::Mappings { domain } => self.mappings(domain),
             Command::Endpoint { endpoint } => self.endpoint(endpoint),
             Command::EndpointAdd(add) => self.endpoint_add(&add, fd),
@@ -103,19 +109,6 @@ impl Context {
             .map(|(name, _, value)| (name.to_owned(), Value::from(value)))
             .collect::<Map<_, _>>()
             .into()
-    }
-
-    fn prometheus(&self) -> String {
-        let mut text = String::new();
-        for (name, help, value) in self.endpoints.device().counters().each() {
-            let metric = format!("vhost_device_iommu_{name}_total");
-            // Writing to a string cannot fail.
-            let _ = write!(
-                text,
-                "# HELP {metric} {help}\n# TYPE {metric} counter\n{metric} {value}\n"
-            );
-        }
-        text
     }
 
     fn mappings(&self, domain: DomainId) -> Answer {

@@ -10,7 +10,7 @@
 //! request - is a future: other commands go on, and its answer comes when the guest has answered, with its `id`.
 //!
 //! Files: `input` (bytes to commands, and the descriptors that come with them), `command` (a command with validated
-//! arguments), `execute` (what it does), `lists` (long answers), `route` (the answer of `translate`), `output` (answers),
+//! arguments), `execute` (what it does), `lists` (long answers), `route` (the answer of `translate`), `metrics` (the text for Prometheus), `output` (answers),
 //! `connection` (one client: commands in, answers out, what waits), `server` (the thread). The client is `cli/ctl.rs`.
 #![forbid(unsafe_code)]
 
@@ -19,6 +19,7 @@ pub mod connection;
 pub mod execute;
 pub mod input;
 mod lists;
+pub mod metrics;
 pub mod output;
 mod route;
 pub mod server;

@@ -6,6 +6,7 @@
 //! overlap (INVAL), quotas (NOMEM), and last the host.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use parking_lot::MutexGuard;
 
@@ -56,6 +57,8 @@ pub struct Batch<'a> {
     state: MutexGuard<'a, State>,
     joins_requests: bool,
     events_wanted: bool,
+    /// Reads the clock that its caller has.
+    clock: Option<fn() -> Instant>,
     /// Once a batch: a host without memory is not asked for each request.
     move_tried: bool,
     tally: Tally,
@@ -79,9 +82,17 @@ impl<'a> Batch<'a> {
             state: device.state(),
             joins_requests: device.host.joins_requests(),
             events_wanted: false,
+            clock: None,
             move_tried: false,
             tally: Tally::default(),
         }
+    }
+
+    /// The same with a clock: times of page requests are noted. It is read for each PAGE_RESPONSE alone.
+    #[must_use]
+    pub fn timed(mut self, clock: fn() -> Instant) -> Self {
+        self.clock = Some(clock);
+        self
     }
 
     /// Carries out one request. `readable` is the device-readable part of its buffer, or the first
@@ -408,7 +419,8 @@ impl<'a> Batch<'a> {
         };
         {
             let mut book = device.book();
-            book.respond(&*device.host, requester, response.group, response.code)
+            let since = book
+                .respond(&*device.host, requester, response.group, response.code)
                 .map_err(|error| match error {
                     ResponseError::Stale => {
                         device.counters.page_response_stale.increment();
@@ -417,6 +429,10 @@ impl<'a> Batch<'a> {
                     ResponseError::WrongPasid => Status::Inval,
                     ResponseError::Host(error) => device.count_host_error(&error),
                 })?;
+            if let (Some(since), Some(clock)) = (since, self.clock) {
+                let waited = clock().saturating_duration_since(since);
+                device.page_request_times.observe(waited);
+            }
             // It may have waited for an id.
             self.events_wanted |= book.holds_any();
         }

@@ -79,7 +79,7 @@ pub(super) struct PageRequestBook {
     /// The driver has sent a request: Linux takes no event before.
     driver_ready: bool,
     endpoints: BTreeMap<EndpointId, EndpointBook>,
-    groups: Groups,
+    pub groups: Groups,
     reports: Reports,
     /// The endpoint whose group was delivered last: the next one is looked at first.
     served_last: Option<EndpointId>,
@@ -224,14 +224,14 @@ impl PageRequestBook {
         self.groups.holds_any()
     }
 
-    /// Carries the driver's answer to the host (X68); what goes there comes from the book.
+    /// Carries the driver's answer to the host (X68); what goes there comes from the book. Says when the group came.
     pub fn respond(
         &mut self,
         host: &dyn Host,
         requester: Requester,
         id: GroupId,
         code: PageResponseCode,
-    ) -> Result<(), ResponseError> {
+    ) -> Result<Option<Instant>, ResponseError> {
         let endpoint = requester.endpoint;
         let group = self
             .groups
@@ -249,9 +249,9 @@ impl PageRequestBook {
         if let Err(error @ (HostError::NoMemory(_) | HostError::Internal(_))) = answered {
             return Err(ResponseError::Host(error));
         }
-        self.groups.take_outstanding(endpoint, id);
+        let since = self.groups.take_outstanding(endpoint, id);
         // Anything else says that the host has no such group any more: it was withdrawn there.
-        answered.map_err(|_| ResponseError::Stale)
+        answered.map(|()| since).map_err(|_| ResponseError::Stale)
     }
 
     /// See [`super::Device::service_events`].

@@ -17,6 +17,8 @@ type Serial = u64;
 
 struct Waiting {
     group: PageRequestGroup,
+    /// When it came; later by the time that stood still.
+    since: Instant,
     /// Ascending with the serials. `None`: the group waits for ever.
     deadline: Option<Instant>,
     /// `None` while it is held.
@@ -91,6 +93,7 @@ impl Groups {
         };
         let stood_still = now.saturating_duration_since(since);
         for entry in self.entries.values_mut() {
+            entry.since = entry.since.checked_add(stood_still).unwrap_or(entry.since);
             // A deadline beyond the end of time is none.
             entry.deadline = entry
                 .deadline
@@ -114,6 +117,7 @@ impl Groups {
             serial,
             Waiting {
                 group,
+                since: now,
                 deadline,
                 id: None,
             },
@@ -162,11 +166,27 @@ impl Groups {
         Some(&self.entries.get(&self.serial_of(endpoint, id)?)?.group)
     }
 
-    /// Takes the outstanding group with this id away.
-    pub fn take_outstanding(&mut self, endpoint: EndpointId, id: GroupId) {
-        if let Some(serial) = self.serial_of(endpoint, id) {
-            self.take(serial);
+    /// Takes the outstanding group with this id away, and says when it came.
+    pub fn take_outstanding(&mut self, endpoint: EndpointId, id: GroupId) -> Option<Instant> {
+        let serial = self.serial_of(endpoint, id)?;
+        let since = self.entries.get(&serial)?.since;
+        self.take(serial);
+        Some(since)
+    }
+
+    /// For each endpoint with groups that wait: how many, and for how long the oldest one does. Ascending.
+    pub fn waiting(&self, now: Instant) -> BTreeMap<EndpointId, (usize, Duration)> {
+        let now = self.stopped_since.unwrap_or(now);
+        let mut waiting = BTreeMap::new();
+        for (requester, serial) in &self.by_requester {
+            let since = self.entries.get(serial).map_or(now, |entry| entry.since);
+            let (count, oldest) = waiting
+                .entry(requester.endpoint)
+                .or_insert((0, Duration::ZERO));
+            *count += 1;
+            *oldest = now.saturating_duration_since(since).max(*oldest);
         }
+        waiting
     }
 
     fn serial_of(&self, endpoint: EndpointId, id: GroupId) -> Option<Serial> {

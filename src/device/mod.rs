@@ -10,7 +10,7 @@
 //!
 //! Files: `request` (bytes to validated requests), `batch` (what each request does), `attach` (where endpoints are),
 //! `joined` (requests in one host call), `endpoint`, `domain`, `probe`, `book` (page requests), `groups` (those that
-//! wait), `events` (what goes into the event queue), `counters`, `status`, `setup`.
+//! wait), `events` (what goes into the event queue), `counters`, `histogram`, `status`, `setup`.
 //!
 //! # Example
 //! A device over the software host, and a driver that attaches an endpoint and maps a page for it:
@@ -58,6 +58,7 @@ mod domain;
 mod endpoint;
 pub mod events;
 mod groups;
+pub mod histogram;
 mod joined;
 mod probe;
 mod request;
@@ -81,6 +82,7 @@ use crate::device::counters::Counters;
 use crate::device::domain::Domain;
 use crate::device::endpoint::Endpoint;
 use crate::device::events::EventQueue;
+use crate::device::histogram::Histogram;
 use crate::device::joined::{JoinedInvalidates, JoinedUnmaps};
 use crate::device::status::MemoryStatus;
 use crate::host::mapping::IovaRange;
@@ -99,6 +101,7 @@ pub struct Device {
     input_range: IovaRange,
     probe_size: usize,
     counters: Counters,
+    page_request_times: Histogram,
     // Lock order: `state`, then `book`.
     state: Mutex<State>,
     book: Mutex<PageRequestBook>,
@@ -186,6 +189,7 @@ impl Device {
             input_range,
             probe_size: usize::MAX,
             counters: Counters::default(),
+            page_request_times: Histogram::default(),
             state: Mutex::new(state),
             book: Mutex::new(PageRequestBook::new(rules)),
         };
@@ -455,5 +459,10 @@ impl Device {
     /// What happened so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// How long page-request groups waited, from the host to the driver's answer. Noted by batches that have a clock.
+    pub fn page_request_times(&self) -> &Histogram {
+        &self.page_request_times
     }
 }

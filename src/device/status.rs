@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Pictures of the device, for people and for the control socket.
 
+use std::time::Instant;
+
 use parking_lot::MutexGuard;
 use serde::Serialize;
 
@@ -82,6 +84,28 @@ pub struct TableStatus {
     pub root: u64,
 }
 
+/// How much there is of what a guest makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Domains.
+    pub domains: usize,
+    /// Mappings, over all domains.
+    pub mappings: usize,
+    /// PASID attachments, over all endpoints.
+    pub pasids: usize,
+}
+
+/// Page-request groups of an endpoint that wait for the guest.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WaitingStatus {
+    /// The endpoint's ID.
+    pub endpoint: u32,
+    /// How many; at least one.
+    pub groups: usize,
+    /// For how long the oldest one waits, in seconds.
+    pub oldest_seconds: f64,
+}
+
 /// A mapping.
 #[derive(Clone, Debug, Serialize)]
 pub struct MappingStatus {
@@ -133,6 +157,29 @@ impl Device {
     /// A picture of the device without domains and PASID attachments, of which a guest can make many.
     pub fn outline(&self) -> DeviceStatus {
         outline(&self.state())
+    }
+
+    /// How much there is of what a guest makes.
+    pub fn sizes(&self) -> Sizes {
+        let state = self.state();
+        Sizes {
+            domains: state.domains.len(),
+            mappings: state.mappings,
+            pasids: state.pasids,
+        }
+    }
+
+    /// The page-request groups that wait for the guest, by endpoint, ascending. Endpoints without any are not there.
+    pub fn waiting(&self, now: Instant) -> Vec<WaitingStatus> {
+        let waiting = self.book().groups.waiting(now);
+        waiting
+            .into_iter()
+            .map(|(endpoint, (groups, oldest))| WaitingStatus {
+                endpoint: endpoint.0,
+                groups,
+                oldest_seconds: oldest.as_secs_f64(),
+            })
+            .collect()
     }
 
     /// The first `at_most` domains whose ID is `from` or more, ascending.

@@ -3,6 +3,8 @@
 //!
 //! Nothing here allocates, formats or takes a lock per request.
 
+use std::time::Instant;
+
 use crate::device::{Batch, Device, Finished, Reply, Step};
 use crate::spec::{Status, TAIL_LEN};
 use crate::transport::chain::{Broken, TailPlace};
@@ -40,7 +42,7 @@ impl<'a> DeviceBatch<'a> {
     pub fn new(device: &'a Device) -> Self {
         Self {
             device,
-            requests: device.requests(),
+            requests: device.requests().timed(Instant::now),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use vhost_device_iommu::control::metrics::Label;
 use vhost_device_iommu::control::{Context, Control};
 use vhost_device_iommu::device::events::{Buffers, EventQueue};
 use vhost_device_iommu::device::{Device, DeviceConfig, Reply};
@@ -34,6 +35,11 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn new() -> Self {
+        Self::with_labels(&[])
+    }
+
+    /// One whose samples have labels.
+    pub fn with_labels(labels: &[Label]) -> Self {
         let host = Arc::new(SoftHost::new().expect("host"));
         let endpoint = (format!("{ENDPOINT}").parse().expect("endpoint"), None);
         let endpoints = Endpoints::new(
@@ -63,6 +69,7 @@ impl Daemon {
         let context = Context {
             endpoints,
             reattach: Arc::default(),
+            labels: labels.into(),
         };
         let control = Control::start(listener, context, &stop).expect("start");
         Self {
@@ -85,7 +92,7 @@ impl Daemon {
     }
 
     pub fn request(&self, readable: &[u8]) -> Status {
-        let mut requests = self.device.requests();
+        let mut requests = self.device.requests().timed(Instant::now);
         let step = requests.execute(readable, readable.len(), 4);
         requests.finish();
         match step.reply {

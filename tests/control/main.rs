@@ -5,3 +5,4 @@ mod commands;
 mod connections;
 mod daemon;
 mod endpoints;
+mod metrics;

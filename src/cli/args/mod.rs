@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 
+use crate::control::metrics::Label;
 use crate::device::DeviceConfig;
 use crate::endpoints::EndpointSpec;
 use crate::host::ReservedRegion;
@@ -361,6 +362,11 @@ pub struct ServeArgs {
     /// Listen for commands on this path: see "ctl --help"
     #[arg(long, value_name = "PATH", help_heading = "Operation")]
     pub control: Option<PathBuf>,
+    /// A label of every sample that "ctl PATH counters format=prometheus" prints; repeat for more
+    ///
+    /// With a label such as vm=mail the samples of several processes can be told apart, also in one directory of text files.
+    #[arg(long = "label", value_name = "NAME=VALUE", help_heading = "Operation")]
+    pub labels: Vec<Label>,
     /// Listen to QEMU on this QMP socket: start QEMU with -qmp unix:PATH,server=on,wait=off
     ///
     /// QEMU then tells when the machine is reset, so firmware and boot loaders find endpoints in bypass. It tells whether

@@ -59,6 +59,7 @@ pub(super) const CTL_EXAMPLES: &str = "\
 Commands:
   status
   counters [format=prometheus]
+  waiting
   mappings domain=N
   endpoint endpoint=ID
   endpoint-add endpoint=ID [soft=PATH | vfio=PATH | vfio-fd=N] [dev-id=N]

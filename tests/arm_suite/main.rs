@@ -5,13 +5,14 @@
 //! across and boots that. Elsewhere every test of it fails and says so.
 //!
 //! `kernel`: the objects of iommufd that nesting needs. `table`: the driver's side of a table, in memory that stands for the
-//! guest's. `walks`: what the SMMU makes of our entries, descriptors and commands.
+//! guest's. `walks`: what the SMMU makes of our entries, descriptors and commands. `host`: the iommufd host, with all that.
 
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../host_suite/edu.rs"]
 #[allow(dead_code, reason = "the host suite uses more of it")]
 mod edu;
+mod host;
 mod kernel;
 mod table;
 mod walks;

@@ -94,7 +94,7 @@ impl Lab {
             first: Iova(first),
             last: Iova(last),
         };
-        let commands = smmuv3::forget_range(table, ASID, range);
+        let commands = smmuv3::forget_ranges(table, ASID, &[range]);
         self.kernel.give(self.viommu, &commands);
     }
 

@@ -92,7 +92,7 @@ impl Kind {
             // Whether it has both stages (IDR0) is not in sysfs.
             Self::SmmuV3 => Err(match iort::keeps_caches_coherent(tree) {
                 Some(true) => {
-                    "the firmware promises coherent caches (CANWBS), but this back-end attaches nothing to tables there"
+                    "the firmware promises coherent caches (CANWBS); whether the SMMU has both stages shows only when a device is set up"
                 }
                 Some(false) => {
                     "the firmware does not promise coherent caches (CANWBS), without which Linux seldom nests there"

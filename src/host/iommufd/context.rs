@@ -27,9 +27,8 @@ pub(super) fn access_flags(flags: MapFlags) -> Option<u32> {
     (bits != 0).then_some(bits)
 }
 
-/// READ and WRITE.
-pub(super) const READ_WRITE: u32 = uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE
-    | uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE;
+pub(super) const READ: u32 = uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE;
+pub(super) const READ_WRITE: u32 = READ | uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE;
 
 const FIXED: u32 = uapi::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA;
 
@@ -155,6 +154,26 @@ impl Context {
         Ok(self.object(id))
     }
 
+    /// The guest's part of the SMMU that a device is behind: nested page tables stand on it, and it on `parent`.
+    pub fn viommu(&self, dev_id: u32, parent: &Object) -> Result<Object, CallError> {
+        let number = uapi::iommu_viommu_type_IOMMU_VIOMMU_TYPE_ARM_SMMUV3;
+        let id = kernel::viommu_alloc(self.fd(), number, dev_id, parent.id())?;
+        Ok(self.object(id))
+    }
+
+    /// A device there, which has its id for a number.
+    pub fn vdevice(&self, viommu: &Object, dev_id: u32) -> Result<Object, CallError> {
+        let mut command = uapi::iommu_vdevice_alloc {
+            size: size!(iommu_vdevice_alloc),
+            viommu_id: viommu.id(),
+            dev_id,
+            virt_id: dev_id.into(),
+            ..Default::default()
+        };
+        kernel::call(self.fd(), &mut command)?;
+        Ok(self.object(command.out_vdevice_id))
+    }
+
     /// Has the hardware forget what it keeps of a nested page table: see [`kernel::hwpt_invalidate`].
     pub fn invalidate(
         &self,
@@ -225,17 +244,18 @@ impl Ioas {
         self.0.context.fd()
     }
 
-    /// Maps a part of a file that is memory.
+    /// Maps a part of a file that is memory, with access of [`access_flags`].
     pub fn map_file(
         &self,
         iova: u64,
         file: &File,
         offset: u64,
         length: u64,
+        access: u32,
     ) -> Result<(), CallError> {
         let mut command = uapi::iommu_ioas_map_file {
             size: size!(iommu_ioas_map_file),
-            flags: FIXED | READ_WRITE,
+            flags: FIXED | access,
             ioas_id: self.id(),
             fd: file.as_raw_fd(),
             start: offset,

@@ -71,6 +71,8 @@ commands! {
     uapi::iommu_hwpt_invalidate: "IOMMU_HWPT_INVALIDATE" = uapi::IOMMUFD_CMD_HWPT_INVALIDATE;
     uapi::iommu_hw_info: "IOMMU_GET_HW_INFO" = uapi::IOMMUFD_CMD_GET_HW_INFO;
     uapi::iommu_fault_alloc: "IOMMU_FAULT_QUEUE_ALLOC" = uapi::IOMMUFD_CMD_FAULT_QUEUE_ALLOC;
+    uapi::iommu_viommu_alloc: "IOMMU_VIOMMU_ALLOC" = uapi::IOMMUFD_CMD_VIOMMU_ALLOC;
+    uapi::iommu_vdevice_alloc: "IOMMU_VDEVICE_ALLOC" = uapi::IOMMUFD_CMD_VDEVICE_ALLOC;
     HotResetInfo: "VFIO_DEVICE_GET_PCI_HOT_RESET_INFO" = VFIO_BASE + 12;
     vfio_device_bind_iommufd: "VFIO_DEVICE_BIND_IOMMUFD" = VFIO_BASE + 18;
     vfio_device_attach_iommufd_pt: "VFIO_DEVICE_ATTACH_IOMMUFD_PT" = VFIO_BASE + 19;
@@ -84,6 +86,7 @@ plain! {
     uapi::iommu_ioas_copy,
     uapi::iommu_ioas_unmap,
     uapi::iommu_fault_alloc,
+    uapi::iommu_vdevice_alloc,
     HotResetInfo,
     vfio_device_attach_iommufd_pt,
     vfio_device_detach_iommufd_pt,
@@ -286,6 +289,25 @@ pub(super) fn hwpt_alloc(
     Ok(command.out_hwpt_id)
 }
 
+/// Makes the guest's part of an IOMMU of the kind `number`, for devices like `dev_id`, over the page table `parent`.
+pub(super) fn viommu_alloc(
+    fd: BorrowedFd<'_>,
+    number: u32,
+    dev_id: u32,
+    parent: u32,
+) -> Result<u32, CallError> {
+    let mut command = uapi::iommu_viommu_alloc {
+        size: size_of::<uapi::iommu_viommu_alloc>() as u32,
+        type_: number,
+        dev_id,
+        hwpt_id: parent,
+        ..Default::default()
+    };
+    // SAFETY: without data of a driver's own: length and pointer are zero.
+    unsafe { call_with_pointers(fd, &mut command) }?;
+    Ok(command.out_viommu_id)
+}
+
 /// Has the hardware forget what it keeps of a page table of the driver. `data` has entries of `words` words, which are
 /// carried out in order up to the first that fails.
 pub(super) fn hwpt_invalidate(
@@ -318,6 +340,21 @@ pub(super) struct HwInfo {
     pub data_type: u32,
     /// Zero beyond what the kernel has.
     pub data: [u64; 8],
+}
+
+impl HwInfo {
+    /// The data as `struct iommu_hw_info_arm_smmuv3`, which has words of 32 bits.
+    pub fn registers(&self) -> uapi::iommu_hw_info_arm_smmuv3 {
+        let words: [u32; 16] = zerocopy::transmute!(self.data);
+        let [flags, reserved, idr @ .., _, _, _, _, _, _, _, _] = words;
+        uapi::iommu_hw_info_arm_smmuv3 {
+            flags,
+            __reserved: reserved,
+            idr,
+            iidr: words[8],
+            aidr: words[9],
+        }
+    }
 }
 
 /// What the IOMMU can do for a device.

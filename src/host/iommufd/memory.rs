@@ -4,7 +4,7 @@
 //! No page table hangs on that address space, so it pins nothing. Every mapping of the guest is a copy of a part
 //! of it: the kernel shares the pages, pins them once and accounts them once.
 
-use super::context::{Context, Ioas};
+use super::context::{Context, Ioas, READ_WRITE};
 use super::kernel::{self, CallError};
 use crate::host::mapping::{IovaRange, Mapping};
 use crate::host::{HostError, MemoryRegion};
@@ -130,9 +130,10 @@ impl GuestMemory {
             .as_ref()
             .filter(|(file, _)| self.maps_files && kernel::is_memory_file(file));
         match file {
-            Some((file, offset)) => self
-                .ioas
-                .map_file(new.first, file, offset + skipped, length),
+            Some((file, offset)) => {
+                self.ioas
+                    .map_file(new.first, file, offset + skipped, length, READ_WRITE)
+            }
             None => self.map_user_memory(new.first, region.user_address + skipped as usize, length),
         }
         .map_err(|error| error.of_range(new.first, new.last))?;

@@ -17,9 +17,9 @@
 //!
 //! Files: `kernel` (the calls), `context` (objects in an iommufd), `device`, `vfio`, `mock` (devices), `group` (IOMMU
 //! groups), `isolation` (devices without an IOMMU), `lender` (the owner of a shared device), `space` (an address space and
-//! its page tables), `nested` (tables of the driver), `vtd` (what VT-d says of them), `memory` (guest memory), `endpoint`,
-//! `fault` (page requests), `state` (attachments, and what concerns several address spaces), `startup` (what can be wrong
-//! at the start), `error`.
+//! its page tables), `nested` (tables of the driver), `vtd` (what VT-d says of them), `guest_smmu` and `smmuv3` (the same on
+//! Arm: objects, and words), `memory` (guest memory), `endpoint`, `fault` (page requests), `state` (attachments, and what
+//! concerns several address spaces), `startup` (what can be wrong at the start), `error`.
 //!
 //! # Locks
 //! *state* (domains, endpoints, memory) is held across every call to the kernel that changes them, however long it
@@ -32,6 +32,7 @@ mod endpoint;
 mod error;
 mod fault;
 mod group;
+mod guest_smmu;
 mod isolation;
 mod kernel;
 mod lender;

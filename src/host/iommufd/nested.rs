@@ -7,15 +7,18 @@
 //! ```
 //!
 //! The hardware walks the table in guest memory by itself. The parent translates every address that it finds there, so a
-//! table can lead to guest memory and to nothing else, whatever the guest writes into it.
+//! table can lead to guest memory and to nothing else, whatever the guest writes into it. On Arm there is more between the two
+//! page tables: see `guest_smmu`.
 
 use iommufd_bindings as uapi;
 
 use super::context::{Context, Object};
 use super::endpoint::is_refusal;
+use super::guest_smmu::Described;
 use super::kernel::{CallError, DriverData, HwInfo};
 #[cfg(feature = "iommufd-test")]
 use super::mock;
+use super::smmuv3::Smmu;
 use super::space::{Needs, PageTables};
 use super::state::Bypass;
 use super::vtd;
@@ -23,6 +26,15 @@ use crate::host::HostError;
 use crate::host::mapping::IovaRange;
 use crate::host::table::{Table, TableSupport};
 use crate::spec::Gpa;
+
+/// How a device is attached to a table.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// The kernel is told of the table.
+    Told(Language),
+    /// It is told of a context descriptor, which leads to the table: see `guest_smmu`.
+    Described(Smmu),
+}
 
 /// How the kernel is told of tables: each driver of IOMMUs has structures of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +77,7 @@ impl Language {
 /// The tables that a device can be attached to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Nesting {
-    language: Language,
+    way: Way,
     pub support: TableSupport,
 }
 
@@ -89,17 +101,21 @@ impl Nesting {
     }
 
     fn told(info: &HwInfo) -> Option<Self> {
-        let (language, support) = match info.data_type {
+        let (way, support) = match info.data_type {
             uapi::iommu_hw_info_type_IOMMU_HW_INFO_TYPE_INTEL_VTD => {
                 // `struct iommu_hw_info_vtd`: flags, `cap_reg`, `ecap_reg`.
                 let [_, capability, extended, ..] = info.data;
-                (Language::Vtd, vtd::tables(capability, extended)?)
+                (Way::Told(Language::Vtd), vtd::tables(capability, extended)?)
+            }
+            uapi::iommu_hw_info_type_IOMMU_HW_INFO_TYPE_ARM_SMMUV3 => {
+                let smmu = Smmu::new(&info.registers())?;
+                (Way::Described(smmu), smmu.tables())
             }
             #[cfg(feature = "iommufd-test")]
-            mock::HW_INFO => (Language::Mock, mock::TABLES),
+            mock::HW_INFO => (Way::Told(Language::Mock), mock::TABLES),
             _ => return None,
         };
-        Some(Self { language, support })
+        Some(Self { way, support })
     }
 
     fn confirmed(self, context: &Context, dev_id: u32, pasid: bool) -> Result<Self, CallError> {
@@ -112,9 +128,18 @@ impl Nesting {
             root: Gpa(0),
             attributes: 0,
         };
-        let (number, words) = self.language.table(&table);
-        let words = &words;
-        context.nested(dev_id, &parent, None, pasid, DriverData { number, words })?;
+        match self.way {
+            Way::Told(language) => {
+                let (number, words) = language.table(&table);
+                let words = &words;
+                context.nested(dev_id, &parent, None, pasid, DriverData { number, words })?;
+            }
+            // The kernel has looked at all that matters when it makes these.
+            Way::Described(_) => {
+                let viommu = context.viommu(dev_id, &parent)?;
+                context.vdevice(&viommu, dev_id)?;
+            }
+        }
         // Guest memory lies where the parent has addresses for it.
         let (allowed, _) = ioas.allowed()?;
         let last = allowed.last().map_or(0, |range| range.last.0);
@@ -137,6 +162,8 @@ pub(super) struct NestedDomain {
     page_tables: PageTables,
     /// As the first endpoint had it.
     language: Option<Language>,
+    /// One for each SMMU that its endpoints are behind, on Arm.
+    described: Vec<Described>,
 }
 
 impl NestedDomain {
@@ -145,6 +172,7 @@ impl NestedDomain {
             table,
             page_tables: PageTables::default(),
             language: None,
+            described: Vec::new(),
         }
     }
 
@@ -162,7 +190,14 @@ impl NestedDomain {
             call: "attach to a table of the driver",
             errno: libc::EOPNOTSUPP,
         };
-        let language = nesting.ok_or(refusal)?.language;
+        let language = match nesting.ok_or(refusal)?.way {
+            Way::Told(language) => language,
+            Way::Described(smmu) => {
+                let (ioas, smmus) = bypass.smmus();
+                let smmu = smmus.of(context, ioas, needs.dev_id, smmu)?;
+                return Described::enter(&mut self.described, &self.table, smmu, needs, attach);
+            }
+        };
         if *self.language.get_or_insert(language) != language {
             return Err(refusal);
         }
@@ -196,21 +231,26 @@ impl NestedDomain {
     /// A device that entered is attached elsewhere by now.
     pub fn leave(&mut self, hwpt: u32) {
         self.page_tables.leave(hwpt);
+        for described in &mut self.described {
+            described.leave(hwpt);
+        }
     }
 
     /// See [`crate::host::Host::invalidate`]. The kernel waits for the hardware, and for the devices that keep translations.
     pub fn invalidate(&self, context: &Context, ranges: &[IovaRange]) -> Result<(), HostError> {
-        let Some(language) = self.language else {
-            return Ok(());
-        };
-        let (number, entry, words) = language.invalidation(ranges);
-        let data = DriverData {
-            number,
-            words: &words,
-        };
         let mut result = Ok(());
-        for hwpt in self.page_tables.ids() {
-            result = result.and(context.invalidate(hwpt, entry, data));
+        if let Some(language) = self.language {
+            let (number, entry, words) = language.invalidation(ranges);
+            let data = DriverData {
+                number,
+                words: &words,
+            };
+            for hwpt in self.page_tables.ids() {
+                result = result.and(context.invalidate(hwpt, entry, data));
+            }
+        }
+        for described in &self.described {
+            result = result.and(described.forget(&self.table, ranges));
         }
         result.map_err(|error| HostError::Internal(error.to_string()))
     }

@@ -82,12 +82,12 @@ impl Smmu {
         })
     }
 
-    /// The property of an endpoint behind it. `output_bits`: of the addresses that the parent's page table maps.
-    pub fn tables(&self, output_bits: u8) -> TableSupport {
+    /// The property of an endpoint behind it, as far as this SMMU goes: the parent's page table can map fewer addresses.
+    pub fn tables(&self) -> TableSupport {
         TableSupport {
             format: TableFormat::Arm64,
             input_bits: ADDRESS_BITS,
-            output_bits: output_bits.min(ADDRESS_BITS),
+            output_bits: ADDRESS_BITS,
             page_sizes: self.page_sizes,
         }
     }
@@ -137,19 +137,22 @@ pub fn forget_descriptor(stream: u32) -> Command {
     command(CFGI_CD | u64::from(stream) << 32, leaf)
 }
 
-/// Makes the SMMU forget what it keeps of a table for a range: translations, and the tables on the way to them, as any of
-/// them may have changed. No command is needed if the table has no address in the range.
-pub fn forget_range(table: &Table, asid: Asid, range: IovaRange) -> Vec<Command> {
+/// Makes the SMMU forget what it keeps of a table for ranges: translations, and the tables on the way to them, as any of them
+/// may have changed. No command is needed if the table has no address in the ranges.
+pub fn forget_ranges(table: &Table, asid: Asid, ranges: &[IovaRange]) -> Vec<Command> {
     let end = 1 << table.input_bits;
-    if range.first.0 >= end {
-        return Vec::new();
-    }
-    let pages = range.first.0 >> table.granule..=range.last.0.min(end - 1) >> table.granule;
-    if pages.end() - pages.start() >= MOST_PAGES {
+    let inside = ranges.iter().filter(|range| range.first.0 < end);
+    let pages = inside
+        .map(|range| range.first.0 >> table.granule..=range.last.0.min(end - 1) >> table.granule);
+    let count = pages.clone().fold(0, |count: u64, pages| {
+        count.saturating_add(pages.end() - pages.start() + 1)
+    });
+    if count > MOST_PAGES {
         return vec![forget_all()];
     }
     let named = u64::from(asid) << 48;
     pages
+        .flatten()
         .map(|page| command(TLBI_NH_VA | named, page << table.granule))
         .collect()
 }
@@ -227,18 +230,16 @@ mod tests {
     }
 
     #[test]
-    fn the_property_has_no_more_bits_than_the_parent() {
+    fn the_property_has_the_granules_of_the_smmu() {
         let smmu = Smmu {
             page_sizes: 0x4020_1000,
             asid_bits: 16,
             repeats: false,
         };
-        for (parent, output_bits) in [(40, 40), (48, 48), (52, 48)] {
-            let support = smmu.tables(parent);
-            assert_eq!((support.input_bits, support.output_bits), (48, output_bits));
-            assert!(support.allows(&table(12, 48)));
-            assert!(!support.allows(&table(16, 48)));
-        }
+        let support = smmu.tables();
+        assert_eq!((support.input_bits, support.output_bits), (48, 48));
+        assert!(support.allows(&table(12, 48)));
+        assert!(!support.allows(&table(16, 48)));
     }
 
     #[test]
@@ -262,8 +263,13 @@ mod tests {
 
     #[test]
     fn a_range_is_forgotten_page_by_page() {
-        let forget =
-            |granule, first, last| words(&forget_range(&table(granule, 48), 7, range(first, last)));
+        let forget = |granule, first, last| {
+            words(&forget_ranges(
+                &table(granule, 48),
+                7,
+                &[range(first, last)],
+            ))
+        };
         const VA: u64 = 0x0007_0000_0000_0012;
         assert_eq!(forget(12, 0x40_0000, 0x40_0fff), [[VA, 0x40_0000]]);
         // A page that only overlaps is one of them.
@@ -277,19 +283,24 @@ mod tests {
 
     #[test]
     fn a_long_range_is_forgotten_with_all_else() {
-        let forget = |first, last| words(&forget_range(&table(12, 48), 7, range(first, last)));
+        let forget = |first, last| words(&forget_ranges(&table(12, 48), 7, &[range(first, last)]));
         const ALL: [[u64; 2]; 1] = [[0x10, 0]];
         assert_eq!(forget(0, 0x1f_ffff).len(), 512);
         assert_eq!(forget(0, 0x20_0000), ALL);
         assert_eq!(forget(0, u64::MAX), ALL);
         assert_eq!(words(&[forget_all()]), ALL);
+        // All ranges count.
+        let forget = |ranges: &[IovaRange]| words(&forget_ranges(&table(12, 48), 7, ranges));
+        let half = range(0x1000, 0x10_0fff);
+        assert_eq!(forget(&[half, half]).len(), 512);
+        assert_eq!(forget(&[half, half, range(0, 0)]), ALL);
     }
 
     #[test]
     fn nothing_is_kept_of_addresses_that_the_table_does_not_have() {
         let small = table(12, 39);
-        assert_eq!(forget_range(&small, 7, range(1 << 39, u64::MAX)), []);
-        let last = forget_range(&small, 7, range((1 << 39) - 1, u64::MAX));
+        assert_eq!(forget_ranges(&small, 7, &[range(1 << 39, u64::MAX)]), []);
+        let last = forget_ranges(&small, 7, &[range((1 << 39) - 1, u64::MAX)]);
         let first = [0x0007_0000_0000_0012, 0x7f_ffff_f000];
         assert_eq!(words(&last), [first]);
     }

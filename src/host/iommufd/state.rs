@@ -8,6 +8,7 @@ use super::context::{Context, Ioas, Object, READ_WRITE, access_flags};
 use super::device::Attach;
 use super::endpoint::{Attached, Endpoint};
 use super::fault::FaultQueue;
+use super::guest_smmu::GuestSmmus;
 use super::kernel::CallError;
 use super::memory::{GuestMemory, Region};
 use super::nested::NestedDomain;
@@ -54,6 +55,8 @@ pub(super) struct Bypass {
     /// processes of the guest come and go.
     // Dropped before the IOAS, which they use.
     parents: Vec<Object>,
+    /// The same on Arm.
+    smmus: GuestSmmus,
     space: AddressSpace,
     /// What these endpoints can address: a hole of theirs must not keep them out.
     allowed: Vec<IovaRange>,
@@ -67,6 +70,7 @@ impl Bypass {
     ) -> Result<Self, CallError> {
         let bypass = Self {
             parents: Vec::new(),
+            smmus: GuestSmmus::default(),
             space: AddressSpace::new(context)?,
             allowed: allowed.to_vec(),
         };
@@ -84,6 +88,11 @@ impl Bypass {
     /// A new one, for devices like `dev_id`.
     pub fn new_parent(&self, context: &Context, dev_id: u32) -> Result<Object, CallError> {
         context.parent(dev_id, self.space.ioas())
+    }
+
+    /// What they stand on where devices are behind SMMUs.
+    pub fn smmus(&mut self) -> (&Ioas, &mut GuestSmmus) {
+        (self.space.ioas(), &mut self.smmus)
     }
 
     /// Others can stand on it too.
@@ -331,9 +340,12 @@ impl State {
         if let Err(error) = endpoint.device.release() {
             log::error!("endpoint {id}: {error}");
         }
-        let attached = endpoint.attached;
+        let (attached, dev_id) = (endpoint.attached, endpoint.dev_id);
         for attached in pasids.into_values().chain([attached]) {
             self.leave(id, attached);
+        }
+        for bypass in &self.bypass {
+            bypass.smmus.forget(dev_id);
         }
         if let Some(endpoint) = self.endpoints.remove(&id)
             && let Some(faults) = faults

@@ -112,15 +112,20 @@ fn plural(count: u32) -> &'static str {
 }
 
 /// Bytes that the kernel's drivers have pinned, each as often as it is pinned.
-fn pinned_bytes() -> u64 {
+pub fn pinned_bytes() -> u64 {
+    (vmstat("nr_foll_pin_acquired") - vmstat("nr_foll_pin_released")) * PAGE
+}
+
+/// Bytes of the page tables of all IOMMUs.
+pub fn table_bytes() -> u64 {
+    vmstat("nr_iommu_pages") * PAGE
+}
+
+fn vmstat(name: &str) -> u64 {
     let vmstat = fs::read_to_string("/proc/vmstat").expect("/proc/vmstat");
-    let value = |name| -> u64 {
-        vmstat
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-            .unwrap_or_else(|| panic!("/proc/vmstat has no {name}"))
-    };
-    (value("nr_foll_pin_acquired ") - value("nr_foll_pin_released ")) * PAGE
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+    let found = vmstat.lines().find_map(value);
+    found.unwrap_or_else(|| panic!("/proc/vmstat has no {name}"))
 }
 
 /// Contexts with an address space and a mock device each, that all map the same file.

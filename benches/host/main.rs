@@ -26,6 +26,7 @@ mod stamps;
 mod cost;
 mod delay;
 mod faults;
+mod lent;
 mod map;
 mod setup;
 
@@ -37,6 +38,7 @@ fn main() {
     }
     let mut figures = vec![map::figure(), delay::figure()];
     figures.extend(cost::figures());
+    figures.extend(lent::figures());
     print(&figures);
 }
 

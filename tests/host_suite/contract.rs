@@ -3,6 +3,7 @@
 
 mod failures;
 mod groups;
+mod lent;
 mod maps;
 mod moves;
 mod tables;

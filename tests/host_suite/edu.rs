@@ -32,7 +32,6 @@ const BAR0_LENGTH: usize = 1 << 20;
 pub struct Edu {
     file: File,
     /// Its id in the context.
-    #[allow(dead_code, reason = "the suite on Arm wants it")]
     pub dev: u32,
     registers: *mut u8,
 }

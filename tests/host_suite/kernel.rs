@@ -17,6 +17,8 @@ const IOMMU_DESTROY: u64 = io(0x80);
 const IOMMU_IOAS_ALLOC: u64 = io(0x81);
 const IOMMU_IOAS_IOVA_RANGES: u64 = io(0x84);
 const IOMMU_IOAS_UNMAP: u64 = io(0x86);
+const IOMMU_HWPT_ALLOC: u64 = io(0x89);
+const IOMMU_HWPT_SET_DIRTY_TRACKING: u64 = io(0x8b);
 const IOMMU_IOAS_MAP_FILE: u64 = io(0x8f);
 const IOMMU_TEST_CMD: u64 = io(0xa0);
 
@@ -27,11 +29,15 @@ const OP_ADD_RESERVED: u32 = 1;
 const OP_MD_CHECK_MAP: u32 = 3;
 const OP_CREATE_ACCESS: u32 = 5;
 const OP_ACCESS_RW: u32 = 8;
+const OP_MOCK_DOMAIN_REPLACE: u32 = 10;
 const OP_MOCK_DOMAIN_FLAGS: u32 = 12;
+const OP_DIRTY: u32 = 13;
 const OP_MD_CHECK_IOTLB: u32 = 14;
 const OP_TRIGGER_IOPF: u32 = 15;
 const OP_PASID_CHECK_HWPT: u32 = 21;
 
+/// A mock device that attaches to no page table with [`DIRTY_TRACKING`].
+const DEVICE_NO_DIRTY: u32 = 1;
 const DEVICE_PASID: u32 = 1 << 2;
 const ACCESS_RW_WRITE: u32 = 1;
 
@@ -47,6 +53,9 @@ pub const APERTURE_LAST: u64 = (2 << 30) - 1;
 pub const READ: u32 = 1;
 /// `IOMMU_PGFAULT_PERM_WRITE`
 pub const WRITE: u32 = 2;
+
+/// `IOMMU_HWPT_ALLOC_DIRTY_TRACKING`
+pub const DIRTY_TRACKING: u32 = 2;
 
 #[repr(C)]
 #[derive(Default)]
@@ -128,7 +137,16 @@ impl Kernel {
 
     /// A new mock device with PASIDs of 20 bits.
     pub fn mock_device(&self) -> MockDevice {
-        let flags = pair(0, DEVICE_PASID);
+        self.mock_device_with(DEVICE_PASID)
+    }
+
+    /// The same, for page tables without dirty tracking only.
+    pub fn mock_device_without_dirty_tracking(&self) -> MockDevice {
+        self.mock_device_with(DEVICE_PASID | DEVICE_NO_DIRTY)
+    }
+
+    fn mock_device_with(&self, flags: u32) -> MockDevice {
+        let flags = pair(0, flags);
         let out = self
             .test(OP_MOCK_DOMAIN_FLAGS, self.nursery, [0, flags, 0, 0, 0, 0])
             .unwrap_or_else(|error| panic!("no mock device (CONFIG_IOMMUFD_TEST): {error}"));
@@ -140,9 +158,46 @@ impl Kernel {
 
     /// Ends a mock device, if it has not ended.
     pub fn end(&self, device: MockDevice) {
-        if let Err(error) = ioctl(&self.file, IOMMU_DESTROY, &mut [8u32, device.stdev]) {
+        self.destroy(device.stdev);
+    }
+
+    /// Destroys an object, if it is there.
+    pub fn destroy(&self, id: u32) {
+        if let Err(error) = self.try_destroy(id) {
             assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
         }
+    }
+
+    /// Destroys an object, unless something uses it.
+    pub fn try_destroy(&self, id: u32) -> io::Result<()> {
+        ioctl(&self.file, IOMMU_DESTROY, &mut [8u32, id])
+    }
+
+    /// A page table of an address space, for devices like this one, which is named by its id as a device.
+    pub fn new_page_table(&self, dev: u32, ioas: u32, flags: u32) -> u32 {
+        let mut command = [48u32, flags, dev, ioas, 0, 0, 0, 0, 0, 0, 0, 0];
+        ioctl(&self.file, IOMMU_HWPT_ALLOC, &mut command).unwrap();
+        command[4]
+    }
+
+    /// Attaches a device to a page table, or to one that the kernel finds or makes for an address space.
+    pub fn attach(&self, device: MockDevice, hwpt: u32) {
+        let arguments = [u64::from(hwpt), 0, 0, 0, 0, 0];
+        self.test(OP_MOCK_DOMAIN_REPLACE, device.stdev, arguments)
+            .unwrap();
+    }
+
+    /// Has the kernel note from now on what devices write through a page table.
+    pub fn track_writes(&self, hwpt: u32) {
+        let mut command = [16u32, 1, hwpt, 0];
+        ioctl(&self.file, IOMMU_HWPT_SET_DIRTY_TRACKING, &mut command).unwrap();
+    }
+
+    /// Whether it does: the device writes to a page then.
+    pub fn tracks_writes(&self, hwpt: u32, iova: u64) -> bool {
+        let bit = [1u8];
+        let arguments = [0, iova, 4096, 4096, bit.as_ptr() as u64, 0];
+        self.test(OP_DIRTY, hwpt, arguments).is_ok()
     }
 
     /// Maps a region of guest memory at its own addresses, readable and writable.

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! An iommufd context and what lives in it: objects that are destroyed when their owner lets go of them.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use iommufd_bindings as uapi;
+use parking_lot::Mutex;
 
 use super::error::is_exhausted;
 use super::kernel::{self, CallError, DriverData};
@@ -72,18 +74,29 @@ pub(super) fn objects(
 #[derive(Clone, Debug)]
 pub(super) struct Context {
     fd: Arc<OwnedFd>,
+    /// The ids of the objects that we have made: others are in it too.
+    made: Arc<Mutex<BTreeSet<u32>>>,
 }
 
 impl Context {
     pub fn new(fd: OwnedFd) -> Self {
-        Self { fd: Arc::new(fd) }
+        Self {
+            fd: Arc::new(fd),
+            made: Arc::default(),
+        }
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
+    /// Whether this object is one of ours.
+    pub fn has_made(&self, id: u32) -> bool {
+        self.made.lock().contains(&id)
+    }
+
     fn object(&self, id: u32) -> Object {
+        self.made.lock().insert(id);
         Object {
             context: self.clone(),
             id,
@@ -216,8 +229,11 @@ impl Object {
 
 impl Drop for Object {
     fn drop(&mut self) {
-        if let Err(error) = destroy(&self.context, self.id) {
-            log::warn!("iommufd object {} stays behind: {error}", self.id);
+        // The kernel can give the number away again at once: who gets it here waits to enter it.
+        let mut made = self.context.made.lock();
+        match destroy(&self.context, self.id) {
+            Ok(()) => drop(made.remove(&self.id)),
+            Err(error) => log::warn!("iommufd object {} stays behind: {error}", self.id),
         }
     }
 }

@@ -9,18 +9,21 @@ use super::context::Context;
 use super::device::Attach;
 use super::fault::FaultQueue;
 use super::kernel::{self, CallError};
-use super::lender::Lender;
+use super::lender::{self, Lender};
 use super::nested::Nesting;
 use super::space::{AddressSpace, Needs};
 use crate::host::mapping::IovaRange;
 use crate::host::{Attachment, Owner, PageRequests, ReservedRegion};
 use crate::spec::{Iova, Pasid, PasidFlags, ResvMemSubtype};
 
+/// No object of an iommufd has this id.
+pub(super) const LENT: u32 = 0;
+
 /// Where a requester is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attached {
     pub to: Attachment,
-    /// The page table that it is attached to.
+    /// The page table that it is attached to; [`LENT`] when that is not ours.
     pub hwpt: u32,
 }
 
@@ -121,17 +124,19 @@ impl Endpoint {
         }
     }
 
-    /// The address space of the lender that is this endpoint's bypass, if there is one.
-    pub fn lent_bypass(&self) -> Option<u32> {
-        self.lender.as_ref()?.identity()
+    /// The lender's mapping of guest memory, if that is this endpoint's bypass. A page table of the lender's need not be fit
+    /// for PASIDs, and the kernel keeps a device with PASIDs off one that is not.
+    pub fn lent_bypass(&self) -> Option<&lender::Mapping> {
+        let lender = self.lender.as_ref()?;
+        lender.mapping().filter(|_| self.pasids.is_empty())
     }
 
     /// Whose the device is.
     pub fn owner(&self) -> Owner {
-        match self.lender {
+        match &self.lender {
             None => Owner::Host,
             Some(lender) => Owner::FrontEnd {
-                maps_memory: lender.identity().is_some(),
+                maps_memory: lender.mapping().is_some(),
             },
         }
     }

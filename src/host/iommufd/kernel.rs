@@ -69,6 +69,7 @@ commands! {
     uapi::iommu_ioas_unmap: "IOMMU_IOAS_UNMAP" = uapi::IOMMUFD_CMD_IOAS_UNMAP;
     uapi::iommu_hwpt_alloc: "IOMMU_HWPT_ALLOC" = uapi::IOMMUFD_CMD_HWPT_ALLOC;
     uapi::iommu_hwpt_invalidate: "IOMMU_HWPT_INVALIDATE" = uapi::IOMMUFD_CMD_HWPT_INVALIDATE;
+    uapi::iommu_hwpt_get_dirty_bitmap: "IOMMU_HWPT_GET_DIRTY_BITMAP" = uapi::IOMMUFD_CMD_HWPT_GET_DIRTY_BITMAP;
     uapi::iommu_hw_info: "IOMMU_GET_HW_INFO" = uapi::IOMMUFD_CMD_GET_HW_INFO;
     uapi::iommu_fault_alloc: "IOMMU_FAULT_QUEUE_ALLOC" = uapi::IOMMUFD_CMD_FAULT_QUEUE_ALLOC;
     uapi::iommu_viommu_alloc: "IOMMU_VIOMMU_ALLOC" = uapi::IOMMUFD_CMD_VIOMMU_ALLOC;
@@ -327,6 +328,24 @@ pub(super) fn hwpt_invalidate(
     };
     // SAFETY: the pointer leads to `entry_num` times `entry_len` bytes, which the kernel reads.
     unsafe { call_with_pointers(fd, &mut command) }
+}
+
+/// Whether it is a page table with mappings, and no nested one, whoever made it. Asks for dirty pages of a range that no
+/// page table can have, which changes nothing, and looks at the kind of refusal: the kernel looks for the page table first.
+/// Where the command is not known (before Linux 6.7) nothing is one.
+pub(super) fn is_page_table(fd: BorrowedFd<'_>, id: u32) -> bool {
+    let mut command = uapi::iommu_hwpt_get_dirty_bitmap {
+        size: size_of::<uapi::iommu_hwpt_get_dirty_bitmap>() as u32,
+        hwpt_id: id,
+        flags: uapi::iommufd_hwpt_get_dirty_bitmap_flags_IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR,
+        // Pages begin at even addresses.
+        iova: 1,
+        length: 1,
+        ..Default::default()
+    };
+    // SAFETY: the range is refused before the pointer is followed, and it is zero.
+    let result = unsafe { call_with_pointers(fd, &mut command) };
+    !result.is_err_and(|error| [libc::ENOENT, libc::ENOTTY].contains(&error.errno))
 }
 
 /// What the IOMMU can do for a device.

@@ -6,6 +6,7 @@ use super::context::{Context, destroy};
 use super::device::Attach;
 use super::group::Group;
 use super::kernel::{self, CallError, TestCommand};
+use super::startup::SetupError;
 use crate::host::mapping::IovaRange;
 use crate::host::table::{Table, TableSupport};
 use crate::spec::TableFormat;
@@ -47,21 +48,25 @@ pub(super) fn invalidation(range: IovaRange) -> u64 {
     }
 }
 
+/// A mock device with its id, which cannot be found out.
+pub(super) fn device(
+    context: &Context,
+    stdev: u32,
+    dev_id: Option<u32>,
+) -> Result<(Box<dyn Attach>, u32), SetupError> {
+    let dev_id = dev_id.ok_or(SetupError::MockWithoutDeviceId)?;
+    let context = context.clone();
+    Ok((Box::new(MockDevice { context, stdev }), dev_id))
+}
+
 /// A mock device.
-pub(super) struct MockDevice {
+struct MockDevice {
     context: Context,
     /// The object that stands for the device, not its id as a device.
     stdev: u32,
 }
 
 impl MockDevice {
-    pub fn new(context: &Context, stdev: u32) -> Self {
-        Self {
-            context: context.clone(),
-            stdev,
-        }
-    }
-
     fn call(&self, op: u32, first: u32, second: u32) -> Result<(), CallError> {
         let mut command = TestCommand::new(op, self.stdev, [first, second]);
         kernel::call(self.context.fd(), &mut command)

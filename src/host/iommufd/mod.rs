@@ -98,6 +98,12 @@ pub enum EndpointSource {
         /// The id in the iommufd of the object that stands for it: `out_stdev_id` of `struct iommu_test_cmd`.
         stdev_id: u32,
     },
+    /// The same, of another process: as [`EndpointSource::VfioFd`] is.
+    #[cfg(feature = "iommufd-test")]
+    LentMock {
+        /// As above.
+        stdev_id: u32,
+    },
 }
 
 /// Abilities of iommufd that some kernels lack.
@@ -213,16 +219,15 @@ impl IommufdHost {
             EndpointSource::VfioFd(fd) => {
                 let taken = |id| owner(id).is_some();
                 let (device, dev_id) = VfioDevice::shared(&self.context, fd, dev_id, &taken)?;
-                lender = Some(Lender::find(&self.context, id, &state.spaces())?);
+                lender = Some(Lender::find(&self.context, id)?);
                 (Box::new(device), dev_id)
             }
             #[cfg(feature = "iommufd-test")]
-            EndpointSource::Mock { stdev_id } => {
-                let dev_id = dev_id.ok_or(SetupError::MockWithoutDeviceId)?;
-                (
-                    Box::new(mock::MockDevice::new(&self.context, stdev_id)),
-                    dev_id,
-                )
+            EndpointSource::Mock { stdev_id } => mock::device(&self.context, stdev_id, dev_id)?,
+            #[cfg(feature = "iommufd-test")]
+            EndpointSource::LentMock { stdev_id } => {
+                lender = Some(Lender::find(&self.context, id)?);
+                mock::device(&self.context, stdev_id, dev_id)?
             }
         };
         if let Some(other) = owner(dev_id) {

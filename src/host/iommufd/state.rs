@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Between attachments, and in and out of guest memory: what concerns several address spaces.
 
-use std::collections::BTreeSet;
-
 use super::State;
 use super::context::{Context, Ioas, Object, READ_WRITE, access_flags};
 use super::device::Attach;
-use super::endpoint::{Attached, Endpoint};
+use super::endpoint::{Attached, Endpoint, LENT};
 use super::fault::FaultQueue;
 use super::guest_smmu::GuestSmmus;
 use super::kernel::CallError;
@@ -57,7 +55,7 @@ pub(super) struct Bypass {
     parents: Vec<Object>,
     /// The same on Arm.
     smmus: GuestSmmus,
-    space: AddressSpace,
+    pub(super) space: AddressSpace,
     /// What these endpoints can address: a hole of theirs must not keep them out.
     allowed: Vec<IovaRange>,
 }
@@ -152,18 +150,6 @@ impl State {
         Ok(())
     }
 
-    /// Ids of all address spaces that are ours.
-    pub(super) fn spaces(&self) -> BTreeSet<u32> {
-        let bypass = self.bypass.iter().map(|bypass| &bypass.space);
-        let domains = self.mapped_domains().map(|domain| &domain.space);
-        let blocked = self.endpoints.values().map(|endpoint| &endpoint.blocked);
-        let spaces = bypass.chain(domains).chain(blocked).map(AddressSpace::ioas);
-        spaces
-            .chain([self.memory.ioas()])
-            .map(|ioas| ioas.id())
-            .collect()
-    }
-
     fn mapped_domains(&self) -> impl Iterator<Item = &MappedDomain> {
         self.domains.values().filter_map(Domain::mapped)
     }
@@ -207,6 +193,10 @@ impl State {
             }
             self.set_attached(requester, Some(Attached { to, ..old }));
             return Ok(());
+        }
+        if requester.pasid.is_some() && to != Attachment::Blocked {
+            self.leave_lender(context, faults, id)
+                .map_err(|error| error.of_attach(requester))?;
         }
         let new = self
             .enter(context, faults, requester, old.is_some(), to)
@@ -282,7 +272,7 @@ impl State {
                 }
             }
             (Attachment::Bypass, None) if let Some(lent) = endpoint.lent_bypass() => {
-                attach(lent).map(|()| lent)
+                lent.enter(context, attach).map(|()| LENT)
             }
             (Attachment::Bypass, _) => {
                 let allowed = &endpoint.allowed;
@@ -461,7 +451,7 @@ impl Endpoint {
 }
 
 /// Guest memory for endpoints that can reach what is `allowed`. It is made when there is none.
-fn find_bypass<'a>(
+pub(super) fn find_bypass<'a>(
     all: &'a mut Vec<Bypass>,
     context: &Context,
     allowed: &[IovaRange],

@@ -117,6 +117,31 @@ fn bypass_of_a_shared_device_is_the_mapping_of_who_shares_it() {
 }
 
 #[test]
+fn a_shared_device_comes_back_to_the_page_table_of_who_shares_it() {
+    let _turn = turn();
+    let bench = Bench::new();
+    let device = Edu::open(&bench.kernel);
+    let monitors = bench.kernel.nursery;
+    bench
+        .kernel
+        .map_file(monitors, &bench.ram.region(16 * MIB, 0, MIB));
+    // As QEMU does it.
+    let table = bench.kernel.new_page_table(device.dev, monitors, 0);
+    device.attach(table);
+    add_shared(&bench, &device);
+
+    fill(&bench, 0, 0x5a);
+    bench.attach(1, Attachment::Bypass).unwrap();
+    device.read(16 * MIB, 4096);
+    device.write(16 * MIB + 0x4000, 4096);
+    assert_eq!(page(&bench, 0x4000), [0x5a; 4096]);
+    let in_use = bench.kernel.try_destroy(table).unwrap_err();
+    assert_eq!(in_use.raw_os_error(), Some(libc::EBUSY), "{in_use}");
+    bench.host.remove_endpoint(EndpointId(1));
+    bench.kernel.try_destroy(table).unwrap();
+}
+
+#[test]
 fn bypass_leaves_holes_out_and_maps_the_rest() {
     const DOORBELLS: u64 = 0xfee0_0000;
     let _turn = turn();

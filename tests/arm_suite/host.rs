@@ -10,18 +10,21 @@ use vhost_device_iommu::host::{
 use vhost_device_iommu::spec::{DomainId, EndpointId, Gpa, Iova, MapFlags, Pasid, TableFormat};
 use vm_memory::GuestMemoryMmap;
 
-use crate::edu::Edu;
+use crate::edu::{self, Edu};
 use crate::kernel::Kernel;
 use crate::table::{BASE, BYTES, Guest, LEAF, PAGE};
 
 const ENDPOINT: EndpointId = EndpointId(0x28);
 const FROM: u64 = 0x40_0000;
 const TO: u64 = 0x60_0000;
+const OTHER: u64 = 0x80_0000;
 
 const UNTOUCHED: u64 = 0x7777_7777_7777_7777;
 /// What is in the pages for data, 0 and 2.
 const FIRST: u64 = 0x1111_2222_3333_4444;
 const SECOND: u64 = 0x5555_6666_7777_8888;
+/// What a test puts into another.
+const THIRD: u64 = 0x9999_aaaa_bbbb_cccc;
 
 /// A host with one endpoint, and the memory of its guest.
 struct Bench {
@@ -187,20 +190,21 @@ fn a_changed_entry_is_in_force_after_invalidate() {
 #[test]
 fn nothing_of_a_table_is_kept_when_its_domain_has_ended() {
     let mut bench = Bench::new();
-    for round in 0..3 {
-        let (domain, _) = bench.domain(1, 0);
-        bench.enter(domain);
-        assert_eq!(bench.arrives(), FIRST, "{round}");
-        bench.attach(Attachment::Blocked).unwrap();
-        bench.host.destroy_domain(domain);
-        // The same addresses, another table; the SMMU has the same number for it.
-        let (domain, _) = bench.domain(1, 2);
-        bench.enter(domain);
-        assert_eq!(bench.arrives(), SECOND, "{round}");
-        bench.attach(Attachment::Blocked).unwrap();
-        bench.host.destroy_domain(domain);
-        bench.guest.forget_tables();
-    }
+    bench.guest.fill(3, THIRD);
+    let (first, _) = bench.domain(1, 0);
+    let (second, _) = bench.domain(2, 2);
+    bench.enter(first);
+    assert_eq!(bench.arrives(), FIRST);
+    // The kernel forgets when the last device leaves the parent: this one does not leave it.
+    bench.enter(second);
+    assert_eq!(bench.arrives(), SECOND);
+    bench.host.destroy_domain(first);
+    // The SMMU has the same number for it.
+    let (third, _) = bench.domain(3, 3);
+    bench.enter(third);
+    assert_eq!(bench.arrives(), THIRD);
+    bench.enter(second);
+    assert_eq!(bench.arrives(), SECOND);
 }
 
 #[test]
@@ -274,6 +278,45 @@ fn an_endpoint_that_went_comes_again() {
         assert_eq!(bench.arrives(), UNTOUCHED);
         bench.add_endpoint();
     }
+}
+
+#[test]
+fn a_device_that_was_closed_comes_again() {
+    let kernel = Kernel::open();
+    let host = IommufdHost::new(kernel.descriptor()).unwrap();
+    let mut guest = Guest::new();
+    let table = guest.table(12, 48);
+    host.create_domain(DomainId(1), Translations::Table(table))
+        .unwrap();
+    for _ in 0..2 {
+        let source = EndpointSource::VfioPath(edu::path());
+        host.add_endpoint(ENDPOINT, source, None).unwrap();
+        host.attach(requester(None), of(DomainId(1))).unwrap();
+        host.remove_endpoint(ENDPOINT);
+    }
+}
+
+#[test]
+fn a_device_can_read_where_its_table_is_and_not_change_it() {
+    let kernel = Kernel::open();
+    let edu = Edu::open(&kernel);
+    let end = kernel.end_of_parent(edu.dev);
+    drop((edu, kernel));
+    let mut bench = Bench::new();
+    let (domain, table) = bench.domain(1, 0);
+    // The first descriptor, at the end of the addresses.
+    let place = (end & !(PAGE - 1)) - PAGE;
+    bench.guest.set(&table, OTHER, place | LEAF);
+    bench.enter(domain);
+    bench.edu.read(OTHER, BYTES);
+    bench.edu.write(TO, BYTES);
+    let descriptor = bench.guest.words(1);
+    assert_eq!(descriptor[1], table.root.0);
+    bench.edu.read(FROM, BYTES);
+    bench.edu.write(OTHER, BYTES);
+    bench.edu.read(OTHER, BYTES);
+    bench.edu.write(TO, BYTES);
+    assert_eq!(bench.guest.words(1), descriptor);
 }
 
 #[test]

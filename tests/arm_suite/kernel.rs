@@ -14,6 +14,7 @@ pub const fn io(number: u64) -> u64 {
 }
 
 const IOMMU_IOAS_ALLOC: u64 = io(0x81);
+const IOMMU_IOAS_IOVA_RANGES: u64 = io(0x84);
 const IOMMU_IOAS_MAP: u64 = io(0x85);
 const IOMMU_HWPT_ALLOC: u64 = io(0x89);
 const IOMMU_GET_HW_INFO: u64 = io(0x8a);
@@ -110,6 +111,22 @@ impl Kernel {
             pt_id: ioas,
             ..Default::default()
         })
+    }
+
+    /// The last address that a parent for a device maps.
+    pub fn end_of_parent(&self, dev: u32) -> u64 {
+        let ioas = self.address_space();
+        self.parent(dev, ioas);
+        let mut ranges = [uapi::iommu_iova_range::default(); 16];
+        let mut command = uapi::iommu_ioas_iova_ranges {
+            size: size_of::<uapi::iommu_ioas_iova_ranges>() as u32,
+            ioas_id: ioas,
+            num_iovas: ranges.len() as u32,
+            allowed_iovas: ranges.as_mut_ptr() as u64,
+            ..Default::default()
+        };
+        self.run(IOMMU_IOAS_IOVA_RANGES, &mut command);
+        ranges.iter().map(|range| range.last).max().unwrap()
     }
 
     /// A nested page table.

@@ -113,14 +113,6 @@ impl Guest {
         }
     }
 
-    /// No table is in use any more.
-    pub fn forget_tables(&mut self) {
-        for offset in (PAGES * PAGE..self.next).step_by(8) {
-            self.memory.word(offset).store(0, Ordering::SeqCst);
-        }
-        self.next = PAGES * PAGE;
-    }
-
     fn allocate(&mut self) -> u64 {
         let new = self.next;
         self.next += PAGE;

@@ -151,6 +151,19 @@ fn an_endpoint_has_the_property_of_its_smmu() {
 }
 
 #[test]
+fn a_device_that_another_process_has_in_a_viommu_has_no_tables() {
+    let kernel = Kernel::open();
+    let edu = Edu::open(&kernel);
+    let parent = kernel.parent(edu.dev, kernel.address_space());
+    let viommu = kernel.viommu(edu.dev, parent);
+    kernel.vdevice(viommu, edu.dev, 0);
+    let host = IommufdHost::new(kernel.descriptor()).unwrap();
+    let source = EndpointSource::VfioFd(edu.descriptor());
+    host.add_endpoint(ENDPOINT, source, Some(edu.dev)).unwrap();
+    assert_eq!(host.properties(ENDPOINT).unwrap().tables, []);
+}
+
+#[test]
 fn dma_walks_the_table_of_the_domain_and_no_other() {
     let mut bench = Bench::new();
     let (first, _) = bench.domain(1, 0);

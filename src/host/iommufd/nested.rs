@@ -95,7 +95,8 @@ impl Nesting {
         };
         match told.confirmed(context, dev_id, pasid) {
             Ok(found) => Ok(Some(found)),
-            Err(error) if is_refusal(error) => Ok(None),
+            // The last: another process has the device in a vIOMMU of its own.
+            Err(error) if is_refusal(error) || error.errno == libc::EEXIST => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -138,7 +138,9 @@ class Suites:
 
         def cargo_test() -> None:
             filters = [options.pattern] if options.pattern else []
-            rust("cargo test", ["cargo", "test", "--no-fail-fast", *filters], UNIT_SECONDS, cargo.environment())
+            sizes = {"LAB_EXHAUSTIVE": "1"} if options.everything else {}
+            environment = {**cargo.environment(), **sizes}
+            rust("cargo test", ["cargo", "test", "--no-fail-fast", *filters], UNIT_SECONDS, environment)
 
         def miri() -> None:
             """The modules without I/O. Not every toolchain has it: its lack is no failure."""

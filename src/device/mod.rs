@@ -360,12 +360,10 @@ impl Device {
     /// requests stand still from `now` on, until [`Device::resume`] or a reset. From its return until then no table of the
     /// driver is read or written either, where the host can see to it: the driver may be gone, and its memory used for
     /// something else (X87).
-    ///
-    /// Returns whether they stood still already.
-    pub fn suspend(&self, now: Instant) -> bool {
+    pub fn suspend(&self, now: Instant) {
         let _state = self.state();
         self.host.hold_tables();
-        self.book().suspend(now)
+        self.book().suspend(now);
     }
 
     /// The queues run again, with the same driver: accesses through its tables go on, and what was left of each time-out
@@ -374,6 +372,18 @@ impl Device {
         let _state = self.state();
         self.book().resume(now);
         self.host.release_tables();
+    }
+
+    /// What serves the queues is replaced, and the driver goes on meanwhile: events are held, and the time-outs of page requests
+    /// stand still, until [`Device::restart_time`] or a reset. Returns whether they stood still already, as they do while the
+    /// queues are stopped.
+    pub fn stop_time(&self, now: Instant) -> bool {
+        self.book().suspend(now)
+    }
+
+    /// The queues are served again.
+    pub fn restart_time(&self, now: Instant) {
+        self.book().resume(now);
     }
 
     /// The driver has ended. The reset follows when the next driver starts, or with the machine's. Until then no driver

@@ -174,9 +174,7 @@ impl Run {
                     let _ = port.page_request(requester.pasid, pages.collect());
                 }
             }
-            5 => {
-                self.device.suspend(self.now);
-            }
+            5 => self.device.suspend(self.now),
             6 => self.device.resume(self.now),
             7 => self.device.reset(),
             _ => self.device.write_config(36, &[input.u8()? % 3]),

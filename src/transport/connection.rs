@@ -208,11 +208,11 @@ impl<'a> Connection<'a> {
         let Next { daemon, asked } = next;
         let device = &self.server.device;
         let began = Instant::now();
-        let stood_still = device.suspend(began);
+        let stood_still = device.stop_time(began);
         let replaced = self.take_over(before, &daemon);
         // Not if the queues stand: the driver's next start decides.
         if !stood_still {
-            device.resume(Instant::now());
+            device.restart_time(Instant::now());
             self.server.faults.shared().wake();
         }
         match replaced {

@@ -175,6 +175,14 @@ impl Guest {
 
     /// Starts and enables a queue.
     pub fn start_queue(&mut self, index: usize, base: u16) {
+        self.set_up_queue(index, base);
+        self.frontend
+            .set_vring_enable(index, true)
+            .expect("SET_VRING_ENABLE");
+    }
+
+    /// Starts a queue, and does not enable it.
+    pub fn set_up_queue(&mut self, index: usize, base: u16) {
         let queue = &self.queues[index];
         let frontend = &mut self.frontend;
         let config = VringConfigData {
@@ -201,9 +209,6 @@ impl Guest {
         frontend
             .set_vring_call(index, &queue.call)
             .expect("SET_VRING_CALL");
-        frontend
-            .set_vring_enable(index, true)
-            .expect("SET_VRING_ENABLE");
     }
 
     /// What a front-end does for a pause and for a reset alike. Returns the bases.

@@ -19,7 +19,7 @@ LENGTH = 256 << 20
 
 EVERYTHING = bool(os.environ.get("LAB_EXHAUSTIVE"))
 # How often while the guest maps without a pause, and otherwise.
-MOST, MANY = (1000, 200) if EVERYTHING else (60, 20)
+MOST, MANY, REBOOTS = (1000, 200, 5) if EVERYTHING else (60, 20, 2)
 
 
 class Reattacher(threading.Thread):
@@ -157,7 +157,7 @@ class ReattachTest(PagingTest):
         self.attach_vfio(guest, "dev", FIRST, "space")
         guest.map("space", IOVA, PAGE, "rw", 1)
         reattacher = Reattacher(self.connect())
-        for seed in range(2, 2 + MANY // 10):
+        for seed in range(2, 2 + REBOOTS):
             guest.reboot()
             guest.load("virtio_iommu")
             self.assert_refused("TranslationFault", control.dma_read, FIRST, IOVA, 16)

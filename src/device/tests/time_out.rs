@@ -125,3 +125,30 @@ fn after_a_reset_while_suspended_time_runs__x53() {
     bench.service(&mut queue);
     assert_eq!(bench.host.answers(), [(cookie, Answer::Invalid)]);
 }
+
+#[test]
+fn time_stands_still_while_what_serves_the_queues_is_replaced__x53() {
+    let mut bench = attached();
+    let mut queue = FakeQueue::new(4);
+    let cookie = bench.host.raise(requester(1), &[page(0, R)]);
+    bench.service(&mut queue);
+    bench.later(4);
+    assert!(!bench.device.stop_time(bench.now));
+    assert!(bench.device.stop_time(bench.now));
+    bench.later(1_000_000);
+    assert_eq!(bench.service(&mut queue), None);
+    assert_eq!(bench.host.answers(), []);
+    // The driver is there, and so are its tables.
+    assert!(!bench.host.holds_tables());
+    bench.device.restart_time(bench.now);
+    assert_eq!(
+        bench.service(&mut queue),
+        Some(bench.now + Duration::from_secs(6))
+    );
+    bench.later(6);
+    bench.service(&mut queue);
+    assert_eq!(bench.host.answers(), [(cookie, Answer::Invalid)]);
+    // Stopped queues go on standing still.
+    bench.device.suspend(bench.now);
+    assert!(bench.device.stop_time(bench.now));
+}

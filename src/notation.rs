@@ -38,6 +38,17 @@ pub fn from_hex(text: &str) -> Option<Vec<u8>> {
         .filter(|_| rest.is_empty())
 }
 
+/// A number of bytes for people: `4.0 KiB`.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let step = (count.ilog2() / 10).min(6);
+    let size = count as f64 / f64::from(step * 10).exp2();
+    format!("{size:.1} {}", UNITS[step as usize - 1])
+}
+
 /// How an endpoint's number is written as a PCI address: `0000:00:05.0`.
 pub fn pci_name(id: u32) -> String {
     let (segment, bus) = (id >> 16, id >> 8 & 0xff);
@@ -72,6 +83,25 @@ pub fn pci_address(text: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_written_for_people() {
+        for (count, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1536 << 20, "1.5 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(bytes(count), text);
+        }
+    }
+
+    #[test]
+    fn endpoints_are_written_as_pci_addresses() {
+        assert_eq!(pci_name(0x28), "0000:00:05.0");
+        assert_eq!(pci_address(&pci_name(0x1_02ff)), Some(0x1_02ff));
+    }
 
     #[test]
     fn pci_addresses_of_sysfs_are_read() {

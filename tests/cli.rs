@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output};
 
+use common::requests::{READ, WRITE, attach, map};
 use common::{Program, program_on};
 use serde_json::{Value, json};
 
@@ -235,6 +236,41 @@ fn ctl_prints_the_answer_or_the_error() {
     let output = daemon.ctl(&["dma-read", "endpoint=00:06.0", "iova=0", "length=1"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("TranslationFault"));
+}
+
+#[test]
+fn mappings_are_drawn() {
+    let daemon = start(&[]);
+    let mut guest = daemon.guest();
+    for request in [
+        attach(1, 0x28, 0),
+        map(1, 0x1000, 0x1fff, 0x5000, READ | WRITE),
+        map(1, 0x2000, 0x2fff, 0x6000, READ | WRITE),
+        map(1, 0x8000, 0x8fff, 0x7000, READ),
+    ] {
+        assert_eq!(guest.request(&request), 0);
+    }
+    let picture = daemon.path("domain.svg");
+    let path = picture.to_str().expect("path");
+    let output = daemon.ctl(&["mappings", "domain=1", "--svg", path]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let svg = fs::read_to_string(&picture).expect("the picture");
+    assert!(svg.starts_with("<svg "));
+    assert!(svg.contains("3 mappings, 12.0 KiB in 2 runs"), "{svg}");
+    assert!(svg.contains("20.0 KiB not mapped"), "{svg}");
+    let output = daemon.ctl(&["mappings", "domain=9", "--svg", path]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("InvalidArgument"),
+        "{}",
+        stderr(&output)
+    );
+    let output = daemon.ctl(&["mappings", "domain=1", "--svg", "/nonexistent/a.svg"]);
+    assert!(
+        stderr(&output).contains("/nonexistent/a.svg"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vhost-device-iommu ctl`: the client of the control socket.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::cli::args::CtlArgs;
 use crate::cli::indent::Indenter;
+use crate::cli::picture::{self, Listed};
 use crate::notation::number;
 use crate::os::inherited;
 
@@ -38,6 +40,9 @@ pub enum CtlError {
         /// Its text.
         desc: String,
     },
+    /// The picture cannot be written.
+    #[error("cannot write {0}: {1}")]
+    Picture(PathBuf, io::Error),
     /// The answer cannot be printed.
     #[error("cannot print the answer: {0}")]
     Print(io::Error),
@@ -51,12 +56,16 @@ const LIST: &[u8] = b"{\"return\":[";
 /// # Errors
 /// There is no command, no connection, or no answer, or the answer is an error.
 pub fn run(args: &CtlArgs) -> Result<(), CtlError> {
-    let (line, file) = line(&args.command)?;
+    let (words, svg) = without_svg(&args.command)?;
+    let (line, file) = line(&words)?;
     let mut stream = UnixStream::connect(&args.path)
         .map_err(|error| CtlError::Connect(args.path.clone(), error))?;
     let broken = |error| CtlError::Broken(args.path.clone(), error);
     send(&mut stream, &line, file.as_ref()).map_err(broken)?;
     let mut answer = BufReader::new(stream);
+    if let Some(path) = svg {
+        return draw(&words, answer, &path);
+    }
     let mut begin = [0; LIST.len()];
     answer.read_exact(&mut begin).map_err(broken)?;
     if begin == LIST {
@@ -78,7 +87,12 @@ fn send(stream: &mut UnixStream, line: &str, file: Option<&File>) -> io::Result<
     stream.write_all(rest)
 }
 
-fn print_answer(mut answer: Value) -> Result<(), CtlError> {
+fn print_answer(answer: Value) -> Result<(), CtlError> {
+    print(&returned(answer)?).map_err(CtlError::Print)
+}
+
+/// What an answer returns.
+fn returned(mut answer: Value) -> Result<Value, CtlError> {
     if let Some(error) = answer.get("error") {
         let text = |key| {
             let text = error.get(key).and_then(Value::as_str);
@@ -90,9 +104,57 @@ fn print_answer(mut answer: Value) -> Result<(), CtlError> {
         });
     }
     match answer.get_mut("return").map(Value::take) {
-        Some(value) => print(&value).map_err(CtlError::Print),
+        Some(value) => Ok(value),
         None => Err(CtlError::Answer(answer.to_string())),
     }
+}
+
+/// What `mappings` returns.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Mappings {
+    /// The mappings.
+    Listed {
+        /// Ascending.
+        r#return: Vec<Listed>,
+    },
+    /// Anything else.
+    Other(Value),
+}
+
+/// Draws the mappings that an answer lists.
+fn draw(words: &[String], mut answer: impl BufRead, path: &Path) -> Result<(), CtlError> {
+    let mut bytes = Vec::new();
+    let unread = |error: io::Error| CtlError::Answer(error.to_string());
+    answer.read_until(b'\n', &mut bytes).map_err(unread)?;
+    let found = serde_json::from_slice(&bytes);
+    let mappings = match found.map_err(|error| CtlError::Answer(error.to_string()))? {
+        Mappings::Listed { r#return } => r#return,
+        Mappings::Other(answer) => {
+            return Err(match returned(answer) {
+                Ok(other) => CtlError::Answer(other.to_string()),
+                Err(error) => error,
+            });
+        }
+    };
+    let svg = picture::draw(&words[1..].join(" "), &mappings);
+    fs::write(path, svg).map_err(|error| CtlError::Picture(path.to_owned(), error))
+}
+
+/// The words without `--svg FILE`, which only `mappings` has, and the file.
+fn without_svg(words: &[String]) -> Result<(Vec<String>, Option<PathBuf>), CtlError> {
+    let usage = |text: &str| Err(CtlError::Usage(text.to_owned()));
+    let Some(place) = words.iter().position(|word| word == "--svg") else {
+        return Ok((words.to_vec(), None));
+    };
+    let Some(path) = words.get(place + 1) else {
+        return usage("'--svg' needs the name of a file");
+    };
+    if words[0] != "mappings" {
+        return usage("'--svg' is for 'mappings'");
+    }
+    let rest = [&words[..place], &words[place + 2..]].concat();
+    Ok((rest, Some(PathBuf::from(path))))
 }
 
 fn print(value: &Value) -> io::Result<()> {
@@ -222,6 +284,22 @@ mod tests {
             object("status"),
             json!({"execute": "status", "arguments": {}})
         );
+    }
+
+    #[test]
+    fn a_picture_is_asked_for_with_the_command_and_a_file() {
+        let (rest, svg) = without_svg(&words("mappings domain=1 --svg a.svg")).expect("words");
+        assert_eq!(rest, words("mappings domain=1"));
+        assert_eq!(svg, Some(PathBuf::from("a.svg")));
+        let (rest, _) = without_svg(&words("mappings --svg a.svg domain=1")).expect("words");
+        assert_eq!(rest, words("mappings domain=1"));
+        for text in [
+            "mappings domain=1 --svg",
+            "status --svg a.svg",
+            "--svg mappings",
+        ] {
+            assert!(without_svg(&words(text)).is_err(), "{text}");
+        }
     }
 
     #[test]

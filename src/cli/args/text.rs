@@ -60,7 +60,8 @@ Commands:
   status
   counters [format=prometheus]
   waiting
-  mappings domain=N
+  mappings domain=N [--svg FILE]
+      With --svg it draws a picture of the address space
   endpoint endpoint=ID
   endpoint-add endpoint=ID [soft=PATH | vfio=PATH | vfio-fd=N] [dev-id=N]
       [qemu-id=ID]

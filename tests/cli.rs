@@ -274,6 +274,30 @@ fn mappings_are_drawn() {
 }
 
 #[test]
+fn top_prints_once_where_there_is_no_terminal() {
+    let daemon = start(&[]);
+    let mut guest = daemon.guest();
+    assert_eq!(guest.request(&attach(1, 0x28, 0)), 0);
+    assert_eq!(guest.request(&map(1, 0x1000, 0x1fff, 0x5000, READ)), 0);
+    let output = daemon.ctl(&["top"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(text.contains("front-end connected"), "{text}");
+    assert!(
+        text.contains("1 endpoints, 1 domains, 1 mappings"),
+        "{text}"
+    );
+    let line = |begin: &str| {
+        let line = text.lines().find(|line| line.starts_with(begin));
+        line.unwrap_or_else(|| panic!("{begin}: {text}")).to_owned()
+    };
+    assert!(line("0000:00:05.0").contains(" attached "));
+    assert!(line("1 ").contains(" paging "));
+    let output = run(&["ctl", "/nonexistent/control", "top"]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
 fn samples_have_the_labels_that_were_given() {
     let daemon = start(&["--label", "vm=mail", "--label", "site=a,b"]);
     let output = daemon.ctl(&["counters", "format=prometheus"]);

@@ -14,6 +14,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use crate::cli::args::CtlArgs;
 use crate::cli::indent::Indenter;
 use crate::cli::picture::{self, Listed};
+use crate::cli::top;
 use crate::notation::number;
 use crate::os::inherited;
 
@@ -56,6 +57,9 @@ const LIST: &[u8] = b"{\"return\":[";
 /// # Errors
 /// There is no command, no connection, or no answer, or the answer is an error.
 pub fn run(args: &CtlArgs) -> Result<(), CtlError> {
+    if args.command == ["top"] {
+        return top::run(&args.path);
+    }
     let (words, svg) = without_svg(&args.command)?;
     let (line, file) = line(&words)?;
     let mut stream = UnixStream::connect(&args.path)
@@ -92,7 +96,7 @@ fn print_answer(answer: Value) -> Result<(), CtlError> {
 }
 
 /// What an answer returns.
-fn returned(mut answer: Value) -> Result<Value, CtlError> {
+pub(super) fn returned(mut answer: Value) -> Result<Value, CtlError> {
     if let Some(error) = answer.get("error") {
         let text = |key| {
             let text = error.get(key).and_then(Value::as_str);

@@ -2,7 +2,7 @@
 //! What a person types: the options, and the five things that the program does.
 //!
 //! `args` (the command line), `serve` (without a subcommand), `viot` (the ACPI table), `ctl` (the client of the control
-//! socket; `indent`: long answers; `picture`: an address space), `check` (what this machine can do), `completions` (for shells).
+//! socket; `indent`: long answers; `picture`: an address space; `top`: what happens now), `check` (what this machine can do), `completions` (for shells).
 #![forbid(unsafe_code)]
 
 pub mod args;
@@ -12,4 +12,5 @@ pub mod ctl;
 mod indent;
 mod picture;
 pub mod serve;
+mod top;
 pub mod viot;

@@ -60,6 +60,8 @@ Commands:
   status
   counters [format=prometheus]
   waiting
+  top
+      Show what happens, until q is pressed; without a terminal, once
   mappings domain=N [--svg FILE]
       With --svg it draws a picture of the address space
   endpoint endpoint=ID

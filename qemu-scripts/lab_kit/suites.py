@@ -111,7 +111,7 @@ class Suites:
         ]
         jobs = [job for job in jobs if self._options.wants(job.name)]
         if self._options.pattern is None or self._in_directory(DEPLOY_TESTS):
-            needs = [self.parts.libvirt, self.parts.backend]
+            needs = [self.parts.libvirt, self.parts.backend, self.parts.qemu]
             if self._options.everything:
                 needs.append(self.parts.cargo_deb)
             jobs.append(Job("checks::deploy", self._deploy_tests, UNIT, 20, needs=tuple(needs)))

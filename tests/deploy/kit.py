@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "qemu-scripts"))
 from lab_kit import cache, libvirt  # noqa: E402
 from lab_kit.vm import lab  # noqa: E402
 
-# $1 has a mount point, and the directory `state` that stays; the layers below are $2.
+# $1 has a mount point, and the directory `state` that stays; the layers below are $2. $BOUND is seen as it is here.
 ENTER = """
 set -e
 cd "$1"
@@ -33,6 +33,10 @@ mount -t tmpfs none dev/shm
 for device in null zero full random urandom; do
     touch "dev/$device"
     mount --bind "/dev/$device" "dev/$device"
+done
+for path in $BOUND; do
+    mkdir -p "./$path"
+    mount --bind "$path" "./$path"
 done
 root=$PWD
 shift 2
@@ -74,11 +78,14 @@ def installed() -> dict[str, tuple[str, int]]:
 class SystemTest(unittest.TestCase):
     """A test with such a system."""
 
+    # Directories of this machine that the system sees, at the same paths.
+    bound: tuple[str, ...] = ()
+
     def setUp(self) -> None:
         try:
             with cache.closed():
                 system = libvirt.ensure_libvirt()
-            program = lab.backend()
+            self.program = program = lab.backend()
         except cache.Missing as missing:
             self.skipTest(f"{missing}: run qemu-scripts/lab libvirt")
         scratch = tempfile.TemporaryDirectory(prefix="lab-")
@@ -103,7 +110,7 @@ class SystemTest(unittest.TestCase):
         own = ["--map-root-user"] if os.geteuid() else []
         enter = ["unshare", *own, "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh"]
         arguments = [*enter, str(self.directory), self._layers, *command]
-        environment = {"PATH": PATH, "LC_ALL": "C", "SYSTEMD_COLORS": "0"}
+        environment = {"PATH": PATH, "LC_ALL": "C", "SYSTEMD_COLORS": "0", "BOUND": " ".join(self.bound)}
         options = {"stdin": subprocess.DEVNULL, "text": True, **options}
         process = subprocess.Popen(arguments, env=environment, **options)
         self.addCleanup(process.wait)

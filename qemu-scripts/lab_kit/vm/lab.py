@@ -25,6 +25,7 @@ environment variable names another one:
 | `LAB_INIT` | the guest's program, made by `make -C guest` |
 | `LAB_ARM_PCI_SELFTEST`, `LAB_ARM_INIT` | both for Arm |
 | `LAB_ARM_MMIO_DRIVER` | the module virtio_mmio for the kernel for Arm |
+| `LAB_LIBVIRT` | the root directory of a system with libvirt and systemd, for tests of what is installed |
 | `LAB_LINUX` | the version of Linux that the kernels are built from; the newest one in the cache |
 | `LAB_PATIENCE` | how many times as long as usual to wait for a guest |
 | `LAB_DISK_SECONDS` | how long the nested suite writes and reads a passed-through disk |

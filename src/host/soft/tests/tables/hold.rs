@@ -90,6 +90,8 @@ fn what_is_held_is_neither_walked_nor_kept_nor_flagged__x87() {
     // No request of the driver can come, but what one would do is done.
     t.invalidate(TABLE, 0, u64::MAX);
     assert_eq!(peek(&port, held[0], 0x1000), Err(Denied::Held));
+    port.report(held[0], Denied::Held, Iova(0x1000));
+    assert!(!Denied::Held.is_recoverable());
     assert!(t.f.events().is_empty());
     t.f.host.hold_tables();
     t.f.host.release_tables();

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Figures of the whole back-end over the software host, each beside something measured in the same run.
 //!
-//! `cargo bench --bench figures [NAME...]` with names of `memory`, `process`, `wake`, `batch`, `engines`, `function`,
-//! `tables`, `faults`; all of them without. Prints tables in Markdown.
+//! `cargo bench --bench figures [NAME...]` with names of `memory`, `table`, `process`, `wake`, `batch`, `engines`,
+//! `function`, `tables`, `faults`; all of them without. Prints tables in Markdown.
 
 #[path = "../common/bare.rs"]
 mod bare;
 #[path = "../../tests/common/mod.rs"]
 mod common;
+#[path = "../common/cpu_time.rs"]
+mod cpu_time;
 #[path = "../common/figure.rs"]
 mod figure;
 #[path = "../common/hops.rs"]
@@ -16,6 +18,8 @@ mod hops;
 mod pin;
 #[path = "../common/stamps.rs"]
 mod stamps;
+#[path = "../common/tree_table.rs"]
+mod tree_table;
 
 mod batch;
 mod engines;
@@ -23,6 +27,7 @@ mod faults;
 mod function;
 mod memory;
 mod process;
+mod table;
 mod tables;
 mod wake;
 
@@ -38,8 +43,9 @@ fn main() {
         return memory::child(&part.to_string_lossy());
     }
     type Part = fn() -> Vec<Figure>;
-    let parts: [(&str, Part); 7] = [
+    let parts: [(&str, Part); 8] = [
         ("memory", memory::figures),
+        ("table", table::figures),
         ("process", process::figures),
         ("wake", wake::figures),
         ("batch", batch::figures),

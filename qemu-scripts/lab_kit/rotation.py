@@ -53,7 +53,7 @@ BROAD = {
 OWN = {"test_arm_nesting": ("src/host/iommufd/", "tests/arm_suite/", "tests/functional/test_arm_nesting.py", "guest/kernel/arm-")}
 
 # What the tests under miri test.
-PURE = ("src/device/", "src/spec/")
+PURE = ("src/device/", "src/spec/", "src/host/mapping")
 
 # A checkout of the branch that others land on is taken for what was landed last: the commits of so many seconds, and at
 # least so many.

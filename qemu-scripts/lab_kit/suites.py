@@ -150,7 +150,7 @@ class Suites:
                 return
             # Property tests read the clock and the environment.
             environment = {**cargo.environment(), "MIRIFLAGS": "-Zmiri-disable-isolation"}
-            command = ["cargo", "+nightly", "miri", "test", "--lib", "--", "spec::", "device::"]
+            command = ["cargo", "+nightly", "miri", "test", "--lib", "--", "spec::", "device::", "host::mapping::"]
             rust("cargo miri test", command, MIRI_SECONDS, environment)
 
         jobs.append(Job("unit::cargo test", cargo_test, UNIT, 100, holds="target/debug"))

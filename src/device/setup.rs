@@ -34,7 +34,7 @@ pub struct DeviceConfig {
 
 /// What the command line and [`DeviceConfig::default`] take when nothing is said.
 impl DeviceConfig {
-    /// [`DeviceConfig::max_mappings`]: 4 GiB in pages of 4 KiB, and some 50 MiB of table.
+    /// [`DeviceConfig::max_mappings`]: 4 GiB in pages of 4 KiB, and some 32 MiB of table.
     pub const MAX_MAPPINGS: u32 = 1 << 20;
     /// [`DeviceConfig::max_domains`].
     pub const MAX_DOMAINS: u32 = 1 << 16;

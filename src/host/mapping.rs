@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The mapping table of a domain: the one truth about what is mapped (§ MAP, § UNMAP).
 //!
-//! A `BTreeMap` from the first address of a mapping to the rest of it, 24 bytes an entry: the access flags
-//! live in the low bits of the guest-physical address, which a granule of at least [`MIN_GRANULE`] leaves free.
+//! [`MappingTable`] keeps 24 bytes an entry: the access flags live in the low bits of the guest-physical address, which a
+//! granule of at least [`MIN_GRANULE`] leaves free.
 
-use std::collections::BTreeMap;
+mod leaf;
+mod row;
+#[cfg(test)]
+mod tests;
+mod tree;
+
 use std::sync::{Arc, RwLock};
 
 use crate::spec::{Gpa, Iova, MapFlags};
 
+pub use tree::MappingTable;
+
 /// The smallest granule that a device can have, in bytes: the table keeps flags below it.
 pub const MIN_GRANULE: u64 = 8;
-const FLAGS: u64 = MIN_GRANULE - 1;
 
 /// A mapping table that the device writes and a host may read.
 ///
@@ -109,25 +115,6 @@ impl Mapping {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Entry {
-    last: u64,
-    gpa_and_flags: u64,
-}
-
-impl Entry {
-    fn mapping(&self, first: u64) -> Mapping {
-        Mapping {
-            range: IovaRange {
-                first: Iova(first),
-                last: Iova(self.last),
-            },
-            gpa: Gpa(self.gpa_and_flags & !FLAGS),
-            flags: MapFlags::from_bits_truncate((self.gpa_and_flags & FLAGS) as u32),
-        }
-    }
-}
-
 /// The new mapping overlaps one that exists (M41).
 #[derive(Debug, PartialEq, Eq)]
 pub struct Overlap;
@@ -135,139 +122,3 @@ pub struct Overlap;
 /// The range cuts a mapping in two (U51).
 #[derive(Debug, PartialEq, Eq)]
 pub struct Split;
-
-/// The mappings of a domain.
-#[derive(Default)]
-pub struct MappingTable {
-    entries: BTreeMap<u64, Entry>,
-    /// What all entries cover, modulo 2^64.
-    bytes: u64,
-}
-
-impl MappingTable {
-    /// An empty table.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Number of mappings.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Bytes that are mapped; `u64::MAX` also when it is every address.
-    pub fn bytes(&self) -> u64 {
-        if self.bytes == 0 && !self.is_empty() {
-            return u64::MAX;
-        }
-        self.bytes
-    }
-
-    /// Whether there is no mapping.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// Whether any mapping touches the range.
-    pub fn overlaps(&self, range: &IovaRange) -> bool {
-        // Mappings are disjoint, so of those that begin at or before `last` only the latest can reach `first`.
-        self.entries
-            .range(..=range.last.0)
-            .next_back()
-            .is_some_and(|(_, entry)| entry.last >= range.first.0)
-    }
-
-    /// Adds a mapping. Its guest-physical address is a multiple of [`MIN_GRANULE`].
-    pub fn insert(&mut self, mapping: &Mapping) -> Result<(), Overlap> {
-        debug_assert_eq!(mapping.gpa.0 & FLAGS, 0);
-        if self.overlaps(&mapping.range) {
-            return Err(Overlap);
-        }
-        self.bytes = self.bytes.wrapping_add(mapping.range.length());
-        self.entries.insert(
-            mapping.range.first.0,
-            Entry {
-                last: mapping.range.last.0,
-                gpa_and_flags: mapping.gpa.0 | u64::from(mapping.flags.bits()),
-            },
-        );
-        Ok(())
-    }
-
-    /// Removes every mapping in the range and hands each to `removed`, ascending. Removes nothing when the
-    /// range cuts a mapping (U51).
-    pub fn remove(
-        &mut self,
-        range: &IovaRange,
-        mut removed: impl FnMut(Mapping),
-    ) -> Result<(), Split> {
-        // The common case: one mapping, named exactly. One descent finds it and takes it out.
-        if let std::collections::btree_map::Entry::Occupied(entry) =
-            self.entries.entry(range.first.0)
-            && entry.get().last == range.last.0
-        {
-            self.bytes = self.bytes.wrapping_sub(range.length());
-            removed(entry.remove().mapping(range.first.0));
-            return Ok(());
-        }
-        if self.cuts(range) {
-            return Err(Split);
-        }
-        while let Some(first) = self.first_in(range) {
-            if let Some(entry) = self.entries.remove(&first) {
-                let mapping = entry.mapping(first);
-                self.bytes = self.bytes.wrapping_sub(mapping.range.length());
-                removed(mapping);
-            }
-        }
-        Ok(())
-    }
-
-    fn first_in(&self, range: &IovaRange) -> Option<u64> {
-        self.entries
-            .range(range.first.0..=range.last.0)
-            .next()
-            .map(|(&first, _)| first)
-    }
-
-    /// Whether a mapping lies across either end of the range.
-    fn cuts(&self, range: &IovaRange) -> bool {
-        let crosses_first = self
-            .entries
-            .range(..range.first.0)
-            .next_back()
-            .is_some_and(|(_, entry)| entry.last >= range.first.0);
-        let crosses_last = self
-            .entries
-            .range(range.first.0..=range.last.0)
-            .next_back()
-            .is_some_and(|(_, entry)| entry.last > range.last.0);
-        crosses_first || crosses_last
-    }
-
-    /// The mapping that an address is in.
-    pub fn lookup(&self, iova: Iova) -> Option<Mapping> {
-        self.entries
-            .range(..=iova.0)
-            .next_back()
-            .filter(|(_, entry)| entry.last >= iova.0)
-            .map(|(&first, entry)| entry.mapping(first))
-    }
-
-    /// All mappings, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = Mapping> + '_ {
-        self.entries
-            .iter()
-            .map(|(&first, entry)| entry.mapping(first))
-    }
-
-    /// The mappings that touch the range, ascending.
-    pub fn overlapping(&self, range: IovaRange) -> impl Iterator<Item = Mapping> + '_ {
-        let start = self
-            .lookup(range.first)
-            .map_or(range.first, |m| m.range.first);
-        self.entries
-            .range(start.0..=range.last.0)
-            .map(|(&first, entry)| entry.mapping(first))
-    }
-}

@@ -18,11 +18,11 @@ use env_logger::{Target, WriteStyle};
 use log::LevelFilter;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::cli::args::{DEFAULT_IOMMUFD, InheritedFd, ServeArgs};
+use crate::cli::args::{DEFAULT_IOMMUFD, InheritedFd, LogSource, ServeArgs};
 use crate::control::{self, Control};
 use crate::endpoints::Endpoints;
 use crate::endpoints::host::AnyHost;
-use crate::host::iommufd::{self, IommufdHost};
+use crate::host::iommufd::{self, IommufdHost, KernelLog, SetupError};
 use crate::host::soft::SoftHost;
 use crate::os::inherited::{self as sys, Signals, SocketKind};
 use crate::os::log_output::LogOutput;
@@ -88,6 +88,7 @@ fn log_style() -> WriteStyle {
 struct Inherited {
     front_end: Option<OwnedFd>,
     iommufd: Option<OwnedFd>,
+    kernel_log: Option<OwnedFd>,
     /// In the order of the endpoints.
     devices: Vec<Option<OwnedFd>>,
 }
@@ -106,6 +107,10 @@ impl Inherited {
         Ok(Self {
             front_end: take("--fd", args.fd.clone())?,
             iommufd: take("--iommufd-fd", args.iommufd_fd.clone())?,
+            kernel_log: match &args.kernel_log {
+                Some(LogSource::Fd(fd)) => take("--kernel-log fd=", Some(fd.clone()))?,
+                _ => None,
+            },
             devices: args
                 .endpoints
                 .iter()
@@ -148,13 +153,14 @@ struct Setup {
 }
 
 impl Setup {
-    fn new(args: &ServeArgs, inherited: Inherited) -> Result<Self, Failure> {
-        let endpoints = make_endpoints(args, inherited.iommufd, inherited.devices)?;
+    fn new(args: &ServeArgs, mut inherited: Inherited) -> Result<Self, Failure> {
+        let socket = inherited.front_end.take();
+        let endpoints = make_endpoints(args, inherited)?;
         let control = match &args.control {
             Some(path) => Some(SocketFile::for_owner(path)?),
             None => None,
         };
-        let (front_end, front_end_file) = front_end(args, inherited.front_end)?;
+        let (front_end, front_end_file) = front_end(args, socket)?;
         Ok(Self {
             endpoints: Arc::new(endpoints),
             control,
@@ -242,28 +248,37 @@ impl Running {
     }
 }
 
-fn make_endpoints(
-    args: &ServeArgs,
-    iommufd: Option<OwnedFd>,
-    devices: Vec<Option<OwnedFd>>,
-) -> Result<Endpoints, Failure> {
+fn make_endpoints(args: &ServeArgs, inherited: Inherited) -> Result<Endpoints, Failure> {
     let specs = &args.endpoints;
     // Without endpoints there is an iommufd, for those to come.
     let host = if specs.is_empty() || specs.iter().any(|endpoint| !endpoint.is_soft()) {
-        let iommufd = match iommufd {
+        let iommufd = match inherited.iommufd {
             Some(fd) => fd,
             None => {
                 let path = args.iommufd.as_deref();
                 iommufd::open_iommufd(path.unwrap_or(Path::new(DEFAULT_IOMMUFD)))?
             }
         };
-        AnyHost::Iommufd(Arc::new(IommufdHost::new(iommufd)?))
+        let mut host = IommufdHost::new(iommufd)?;
+        if let Some(log) = kernel_log(args, inherited.kernel_log)? {
+            host = host.with_kernel_log(log);
+        }
+        AnyHost::Iommufd(Arc::new(host))
     } else {
         let functions = SoftEndpoints::new(args.socket_mode);
         AnyHost::Soft(Arc::new(SoftHost::new()?), Arc::new(functions))
     };
-    let endpoints = specs.iter().cloned().zip(devices);
+    let endpoints = specs.iter().cloned().zip(inherited.devices);
     Ok(Endpoints::new(host, args.device_config(), endpoints)?)
+}
+
+/// The log of `--kernel-log`; `open` is its descriptor if the option names one.
+fn kernel_log(args: &ServeArgs, open: Option<OwnedFd>) -> Result<Option<KernelLog>, SetupError> {
+    match (&args.kernel_log, open) {
+        (Some(LogSource::Path(path)), _) => KernelLog::open(path).map(Some),
+        (_, Some(fd)) => KernelLog::new(fd).map(Some),
+        (_, None) => Ok(None),
+    }
 }
 
 /// The socket for front-ends, and its file if we made one.

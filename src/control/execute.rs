@@ -245,7 +245,7 @@ fn iommufd_class(error: &iommufd::SetupError) -> ErrorClass {
         | E::DeviceInUse(..) => ErrorClass::InvalidArgument,
         E::Incompatible(..) | E::NoIommu(_) | E::SharesGroup(..) => ErrorClass::Unsupported,
         E::NoMemory(_) => ErrorClass::TryAgain,
-        E::NotIommufd(_) | E::Bind(..) | E::Attach(..) => ErrorClass::Internal,
+        E::NotIommufd(_) | E::NotKernelLog(_) | E::Bind(..) | E::Attach(..) => ErrorClass::Internal,
     }
 }
 

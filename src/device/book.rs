@@ -170,8 +170,11 @@ impl PageRequestBook {
                         answer_invalid(host, counters, group.cookie);
                         counters.fault_reports_dropped.increment();
                     }
-                    HostEvent::Fault(_) => counters.fault_reports_dropped.increment(),
+                    HostEvent::Fault(_) | HostEvent::LoggedFault(_) => {
+                        counters.fault_reports_dropped.increment();
+                    }
                     HostEvent::FaultsDropped(count) => counters.fault_reports_dropped.add(count),
+                    HostEvent::LogLinesLost(count) => counters.log_lines_lost.add(count),
                 }
             }
         }
@@ -268,7 +271,15 @@ impl PageRequestBook {
             match event {
                 HostEvent::PageRequest(group) => self.admit(host, counters, group, now),
                 HostEvent::Fault(fault) => self.report(counters, &fault),
+                HostEvent::LoggedFault(fault) => {
+                    let reason = match fault.reason {
+                        Reason::Mapping => missing(self.attachment(fault.requester)),
+                        reason => reason,
+                    };
+                    self.report(counters, &Fault { reason, ..fault });
+                }
                 HostEvent::FaultsDropped(count) => counters.fault_reports_dropped.add(count),
+                HostEvent::LogLinesLost(count) => counters.log_lines_lost.add(count),
             }
         }
         self.incoming = incoming;
@@ -306,13 +317,7 @@ impl PageRequestBook {
             // X43
             counters.page_request_unwanted.increment();
             answer_invalid(host, counters, group.cookie);
-            let reason = match attachment {
-                Attachment::Blocked => Reason::Domain,
-                // Nothing is missing in bypass.
-                Attachment::Bypass => Reason::Unknown,
-                Attachment::Domain { .. } => Reason::Mapping,
-            };
-            self.report_group(counters, &group, reason);
+            self.report_group(counters, &group, missing(attachment));
         } else if self.groups.len() >= self.rules.max_groups {
             // X51
             if counters.page_request_over_quota.increment_and_log() {
@@ -481,6 +486,16 @@ fn fault_of(group: &PageRequestGroup, reason: Reason) -> Fault {
         reason,
         address: first.map(|page| page.address),
         access: first.map_or(EventFlags::empty(), |page| page.access),
+    }
+}
+
+/// What an access lacked that found no translation.
+fn missing(attachment: Attachment) -> Reason {
+    match attachment {
+        Attachment::Blocked => Reason::Domain,
+        // Nothing is missing in bypass.
+        Attachment::Bypass => Reason::Unknown,
+        Attachment::Domain { .. } => Reason::Mapping,
     }
 }
 

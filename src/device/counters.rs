@@ -104,6 +104,8 @@ counters! {
     fault_reports,
     /// Fault reports dropped: too many were waiting, or the driver in whose time they came was gone.
     fault_reports_dropped,
+    /// Lines of the kernel's log (--kernel-log) that were overwritten before they were read.
+    log_lines_lost,
     /// Device resets.
     resets,
     /// Front-ends that connected.

@@ -212,6 +212,11 @@ pub enum HostEvent {
     /// So many faults that the host had no room for, or whose endpoint went away before they were taken. The device counts
     /// them with the reports that it drops itself.
     FaultsDropped(u64),
+    /// An access that the IOMMU refused, as the host's log tells it. It does not say whether there was a domain: with
+    /// [`Reason::Mapping`] the device finds out.
+    LoggedFault(Fault),
+    /// So many lines of the host's log were overwritten before they were read. Some of them may have told of faults.
+    LogLinesLost(u64),
 }
 
 /// What the host does with an answered group.

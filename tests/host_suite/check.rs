@@ -52,6 +52,7 @@ fn a_machine_that_can_serve_is_ready() {
         (1, "IOMMU group", "yes"),
         (1, "IOMMU", "yes"),
         (1, "page requests", "limited"),
+        (1, "refused accesses", "limited"),
         (1, "PASIDs", "limited"),
         (1, "tables of the guest", "limited"),
         (1, "in use", "unknown"),

@@ -8,7 +8,7 @@ from edu import BareEdu, Edu
 from memory import GuestMemory
 from passthrough import EDU, PassthroughMachine, bind, end_process, functions
 
-from lab_kit.vm.guest import pattern
+from lab_kit.vm.guest import TIMEOUT, pattern
 
 ONE, TWO = "00:05.0", "00:06.0"
 FROM, TO, READ_ONLY, NOWHERE, LAST = 0x200_0000, 0x300_0000, 0x400_0000, 0x500_0000, 0x600_0000
@@ -23,7 +23,7 @@ class EduTest(DmaTest):
 
     def test_dma_goes_where_the_guest_mapped_it_and_nowhere_else(self):
         function = functions(EDU)[0]
-        machine = self.start_passthrough(f"{function}={ONE}")
+        machine = self.start_passthrough(f"{function}={ONE}", options=("--backend-options", "--kernel-log /dev/kmsg"))
         guest, control = machine.guest, self.connect_to(machine)
         guest.load("virtio_iommu")
         self.attach_vfio(guest, "edu", ONE, "space")
@@ -53,6 +53,11 @@ class EduTest(DmaTest):
             self.refused(function, "read", edu.read, iova)
         edu.write(TO)
         self.assertNotEqual(memory(guest, "space", TO), pattern(1, PAGE))
+
+        # The guest's own driver hears of it, which this machine's kernel has told in its log alone.
+        self.refused_and_told(function, "write", edu.write, NOWHERE)
+        report = f"page fault from EP {0x28} at {NOWHERE:#x} [W]"
+        self.wait_until("a report in the guest", lambda: report in machine.kernel_log, TIMEOUT)
 
         # A device that is attached to nothing reaches nothing.
         edu.read(READ_ONLY)

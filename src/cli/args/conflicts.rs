@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use crate::cli::args::{CheckArgs, InheritedFd, ServeArgs};
+use crate::cli::args::{CheckArgs, InheritedFd, LogSource, ServeArgs};
 use crate::endpoints::{Backing, EndpointSpec, VfioDevice};
 use crate::spec::EndpointId;
 
@@ -30,6 +30,9 @@ pub enum ArgsError {
     /// An iommufd without a device to use it.
     #[error("{0} is for endpoints with vfio= or vfio-fd=, and there is none")]
     UnusedIommufd(&'static str),
+    /// The kernel's log without a device that could be in it.
+    #[error("--kernel-log is for endpoints with vfio= or vfio-fd=, and there is none")]
+    UnusedKernelLog,
     /// No endpoint, and no way for one to come.
     #[error("there is no endpoint: name one with --endpoint, or add them over --control")]
     NoWayIn,
@@ -129,11 +132,19 @@ impl ServeArgs {
             (Some(_), None) if self.iommufd_fd.is_some() => {
                 return Err(ArgsError::UnusedIommufd("--iommufd-fd"));
             }
+            (Some(_), None) if self.kernel_log.is_some() => {
+                return Err(ArgsError::UnusedKernelLog);
+            }
             _ => {}
         }
         let mut fds = BTreeSet::new();
         let device_fds = self.endpoints.iter().filter_map(EndpointSpec::fd);
-        let own = self.fd.iter().chain(&self.iommufd_fd).cloned();
+        let kernel_log = match &self.kernel_log {
+            Some(LogSource::Fd(fd)) => Some(fd),
+            _ => None,
+        };
+        let own = self.fd.iter().chain(&self.iommufd_fd);
+        let own = own.chain(kernel_log).cloned();
         for fd in own.chain(device_fds.map(InheritedFd::Number)) {
             if fds.contains(&fd) {
                 return Err(ArgsError::DuplicateFd(fd));

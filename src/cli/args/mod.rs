@@ -27,7 +27,7 @@ use crate::spec::EndpointId;
 use crate::transport::Options;
 
 pub use conflicts::ArgsError;
-pub use values::InheritedFd;
+pub use values::{InheritedFd, LogSource};
 
 /// `--iommufd` unless given.
 pub const DEFAULT_IOMMUFD: &str = "/dev/iommu";
@@ -377,6 +377,20 @@ pub struct ServeArgs {
     /// everything is as without this option, and the connection is tried again every second.
     #[arg(long, value_name = "PATH", help_heading = "Operation")]
     pub qmp: Option<PathBuf>,
+    /// Report accesses that the IOMMU refused, as the kernel's log tells them
+    ///
+    /// Linux tells a process of page requests alone. With this option, fault reports reach the guest from devices without
+    /// page requests (PRI) too. The kernel logs at most some five such accesses in five seconds, for the whole machine.
+    ///
+    /// PATH is /dev/kmsg. While kernel.dmesg_restrict is 1, to open it takes CAP_SYSLOG; fd=N is an inherited descriptor
+    /// of it, N or NAME as for --fd.
+    #[arg(
+        long,
+        value_name = "PATH|fd=N",
+        value_parser = values::log_source,
+        help_heading = "Operation"
+    )]
+    pub kernel_log: Option<LogSource>,
     /// How much to log to standard error: off, error, warn, info, debug or trace
     ///
     /// trace has the bytes of every request, as the driver sent it. Lines that cannot be written are counted, and hold

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::host::ReservedRegion;
@@ -45,6 +46,23 @@ pub(super) fn inherited_fd(text: &str) -> Result<InheritedFd, String> {
             "expected the number of a descriptor, or the name of one that systemd passes"
                 .to_owned(),
         ),
+    }
+}
+
+/// Where the kernel's log is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogSource {
+    /// A file to open.
+    Path(PathBuf),
+    /// One that is open.
+    Fd(InheritedFd),
+}
+
+/// `--kernel-log`.
+pub(super) fn log_source(text: &str) -> Result<LogSource, String> {
+    match text.strip_prefix("fd=") {
+        Some(fd) => inherited_fd(fd).map(LogSource::Fd),
+        None => Ok(LogSource::Path(text.into())),
     }
 }
 
@@ -144,6 +162,16 @@ mod tests {
         for text in ["", "0x", "-1", "+1", "0x+1", "1k", "18446744073709551616"] {
             assert_eq!(number(text), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn the_kernel_log_is_a_file_or_a_descriptor() {
+        let path = LogSource::Path("/dev/kmsg".into());
+        assert_eq!(log_source("/dev/kmsg"), Ok(path));
+        let number = LogSource::Fd(InheritedFd::Number(3));
+        assert_eq!(log_source("fd=3"), Ok(number));
+        assert!(log_source("fd=").is_err());
+        assert!(log_source("fd=-1").is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::iommu::Kind;
 use super::pci::{self, Capabilities};
-use super::report::{Finding, Section};
+use super::report::{Finding, Section, Verdict};
 use super::tree::Tree;
 use crate::endpoints::{Backing, EndpointSpec, VfioDevice};
 use crate::host::iommufd::{EndpointSource, IommufdHost};
@@ -47,6 +47,7 @@ pub(super) fn section(tree: &Tree, endpoint: &EndpointSpec, trial: Trial<'_>) ->
             device.iommu(),
             device.reserved(),
             device.page_requests(),
+            device.refused_accesses(),
             device.pasids(),
             device.tables(),
         ]);
@@ -241,6 +242,27 @@ impl<'a> SysfsDevice<'a> {
             ),
         }
         .value(value)
+    }
+
+    /// Fault reports: what the guest hears of an access that the IOMMU refused.
+    fn refused_accesses(&self) -> Finding {
+        const CHECK: &str = "refused accesses";
+        let kind = self.iommu_kind().map(|(_, kind)| kind);
+        if self.page_requests().verdict == Verdict::Yes {
+            return Finding::yes(CHECK, "they come as page requests, each of them");
+        }
+        match kind.filter(|kind| kind.logs_refused_accesses()) {
+            Some(_) => Finding::limited(
+                CHECK,
+                "the kernel logs few of them, about five in five seconds for the whole machine",
+                "with --kernel-log /dev/kmsg the guest gets a fault report of each that is logged",
+            ),
+            None => Finding::limited(
+                CHECK,
+                "nothing tells of them",
+                "the guest gets no fault reports of this device",
+            ),
+        }
     }
 
     /// Tables of the driver: the IOMMU must nest. Seen in QEMU 11.1: without PASIDs, see docs/passthrough.md.

@@ -69,6 +69,11 @@ impl Kind {
         }
     }
 
+    /// Whether Linux logs the accesses of PCI functions that it refused, in words that this back-end knows.
+    pub fn logs_refused_accesses(self) -> bool {
+        matches!(self, Self::Intel | Self::Amd | Self::SmmuV3)
+    }
+
     /// Which page tables of a guest it reads, each address of them translated once more by the host's table; or why none.
     /// `directory` is where sysfs has it.
     pub fn tables(self, tree: &Tree, directory: &Path) -> Result<String, &'static str> {

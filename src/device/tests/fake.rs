@@ -154,11 +154,11 @@ impl FakeHost {
     }
 
     pub fn fault(&self, fault: Fault) {
-        self.inner
-            .lock()
-            .unwrap()
-            .queue
-            .push_back(HostEvent::Fault(fault));
+        self.event(HostEvent::Fault(fault));
+    }
+
+    pub fn event(&self, event: HostEvent) {
+        self.inner.lock().unwrap().queue.push_back(event);
     }
 
     /// Faults that there was no room for.

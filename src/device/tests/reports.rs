@@ -5,7 +5,7 @@ use super::fake::{FakeHost, FakeQueue};
 use super::page_requests::attached;
 use super::*;
 use crate::device::events::MAX_REPORTS;
-use crate::host::{Answer, Fault};
+use crate::host::{Answer, Fault, HostEvent};
 use crate::spec::Reason;
 
 const R: EventFlags = EventFlags::READ;
@@ -106,6 +106,45 @@ fn no_event_before_the_first_request__e67() {
     bench.host.fault(blocked);
     bench.service(&mut queue);
     assert_eq!(queue.take().len(), 0);
+}
+
+#[test]
+fn a_logged_fault_has_the_reason_that_its_attachment_gives_it() {
+    let bench = attached();
+    bench.attach_with(2, 2, BYPASS);
+    let config = DeviceConfig {
+        boot_bypass: false,
+        ..DeviceConfig::default()
+    };
+    let blocked = Bench::with(config, FakeHost::new(&[1]));
+    blocked.device.requests().execute(&[0xff; 4], 4, 4);
+    let logged = |bench: &Bench, endpoint, reason| {
+        bench.host.event(HostEvent::LoggedFault(Fault {
+            requester: requester(endpoint),
+            reason,
+            address: Some(Iova(0x1000)),
+            access: W,
+        }));
+        let mut queue = FakeQueue::new(1);
+        bench.service(&mut queue);
+        fault(&queue.take()[0]).reason
+    };
+    let reasons = [
+        logged(&bench, 1, Reason::Mapping),
+        logged(&blocked, 1, Reason::Mapping),
+        logged(&bench, 2, Reason::Mapping),
+        logged(&bench, 1, Reason::Unknown),
+    ];
+    let expected = [
+        Reason::Mapping,
+        Reason::Domain,
+        Reason::Unknown,
+        Reason::Unknown,
+    ];
+    assert_eq!(reasons, expected.map(|reason| reason as u8));
+    bench.host.event(HostEvent::LogLinesLost(3));
+    bench.service(&mut FakeQueue::new(0));
+    assert_eq!(bench.device.counters().log_lines_lost.get(), 3);
 }
 
 #[test]

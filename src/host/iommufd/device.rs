@@ -18,6 +18,9 @@ pub(super) trait Attach: Send + Sync {
     /// Blocks one of its PASIDs.
     fn detach_pasid(&self, pasid: u32) -> Result<(), CallError>;
 
+    /// Its PCI address, as of [`crate::notation::pci_address`]; `None`: it has none, or that cannot be found out.
+    fn pci_address(&self) -> Option<u32>;
+
     /// Its IOMMU group; `None`: it is alone, or that cannot be found out.
     fn group(&self) -> Option<&Group>;
 

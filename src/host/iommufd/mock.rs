@@ -90,6 +90,10 @@ impl Attach for MockDevice {
         self.call(PASID_DETACH, pasid, 0)
     }
 
+    fn pci_address(&self) -> Option<u32> {
+        None
+    }
+
     fn group(&self) -> Option<&Group> {
         None
     }

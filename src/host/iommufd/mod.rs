@@ -18,8 +18,9 @@
 //! Files: `kernel` (the calls), `context` (objects in an iommufd), `device`, `vfio`, `mock` (devices), `group` (IOMMU
 //! groups), `isolation` (devices without an IOMMU), `lender` (the owner of a shared device), `space` (an address space and
 //! its page tables), `nested` (tables of the driver), `vtd` (what VT-d says of them), `guest_smmu` and `smmuv3` (the same on
-//! Arm: objects, and words), `memory` (guest memory), `endpoint`, `fault` (page requests), `state` (attachments, and what
-//! concerns several address spaces), `startup` (what can be wrong at the start), `error`.
+//! Arm: objects, and words), `memory` (guest memory), `endpoint`, `fault` (page requests), `kernel_log` (refused accesses of
+//! devices without them), `state` (attachments, and what concerns several address spaces), `startup` (what can be wrong at
+//! the start), `error`.
 //!
 //! # Locks
 //! *state* (domains, endpoints, memory) is held across every call to the kernel that changes them, however long it
@@ -35,6 +36,7 @@ mod group;
 mod guest_smmu;
 mod isolation;
 mod kernel;
+mod kernel_log;
 mod lender;
 mod memory;
 #[cfg(feature = "iommufd-test")]
@@ -63,6 +65,7 @@ use crate::host::{
 use crate::spec::{DomainId, EndpointId, Iova};
 
 pub use isolation::{is_group_without_iommu, is_without_iommu};
+pub use kernel_log::KernelLog;
 pub use startup::{GroupMate, SetupError, open_iommufd, pinning_limit};
 
 use context::{Context, access_flags};
@@ -122,6 +125,8 @@ pub struct IommufdHost {
     state: Mutex<State>,
     /// `None` on kernels without (before 6.11).
     faults: Option<FaultQueue>,
+    /// Of endpoints that can raise no page requests; `None`: it was not asked for.
+    kernel_log: Option<KernelLog>,
     context: Context,
 }
 
@@ -163,8 +168,17 @@ impl IommufdHost {
                 memory,
             }),
             faults,
+            kernel_log: None,
             context,
         })
+    }
+
+    /// Has accesses that the IOMMU refused reported from the kernel's log, for endpoints that can raise no page requests:
+    /// those of the others are told already.
+    #[must_use]
+    pub fn with_kernel_log(mut self, log: KernelLog) -> Self {
+        self.kernel_log = Some(log);
+        self
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -243,6 +257,12 @@ impl IommufdHost {
         }
         if let Some(faults) = &self.faults {
             faults.add(dev_id, id);
+        }
+        if let Some(log) = &self.kernel_log
+            && !endpoint.page_requests
+            && let Some(address) = endpoint.device.pci_address()
+        {
+            log.add(address, id);
         }
         state.endpoints.insert(id, endpoint);
         Ok(())
@@ -436,12 +456,18 @@ impl Host for IommufdHost {
     }
 
     fn event_fds(&self) -> Vec<RawFd> {
-        self.faults.iter().map(FaultQueue::fd).collect()
+        let faults = self.faults.iter().map(FaultQueue::fd);
+        faults
+            .chain(self.kernel_log.iter().map(KernelLog::fd))
+            .collect()
     }
 
     fn take_events(&self, sink: &mut dyn FnMut(HostEvent)) {
         if let Some(faults) = &self.faults {
             faults.take(sink);
+        }
+        if let Some(log) = &self.kernel_log {
+            log.take(sink);
         }
     }
 
@@ -454,6 +480,9 @@ impl Host for IommufdHost {
 
     fn remove_endpoint(&self, endpoint: EndpointId) {
         self.state().remove_endpoint(self.faults.as_ref(), endpoint);
+        if let Some(log) = &self.kernel_log {
+            log.remove(endpoint);
+        }
     }
 }
 

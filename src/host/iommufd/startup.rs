@@ -20,6 +20,9 @@ pub enum SetupError {
         "the iommufd does not work: {0}; it needs an open /dev/iommu of Linux 6.2 or newer (wanted: 6.14)"
     )]
     NotIommufd(String),
+    /// The descriptor is not the kernel's log.
+    #[error("the kernel's log cannot be read: {0}; it needs an open /dev/kmsg")]
+    NotKernelLog(#[source] io::Error),
     /// A VFIO device cannot be bound: the device, why, what to do.
     #[error("{0}: {1}; {2}")]
     Bind(String, String, &'static str),

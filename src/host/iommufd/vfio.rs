@@ -142,6 +142,10 @@ impl Attach for VfioDevice {
         self.detach_pt(VFIO_DEVICE_DETACH_PASID, pasid)
     }
 
+    fn pci_address(&self) -> Option<u32> {
+        address(&self.file)
+    }
+
     fn group(&self) -> Option<&Group> {
         self.group.as_ref()
     }
@@ -186,12 +190,17 @@ fn listed(file: &File) -> Result<Vec<Dependent>, SetupError> {
 
 /// The id of a device, where it is listed.
 fn own_id(file: &File, listed: &[Dependent]) -> Option<u32> {
-    let own = pci_address(&link_name(&sysfs_path(file).ok()?).ok()?)?;
+    let own = address(file)?;
     listed
         .iter()
         .find(|device| device.address == own)
         .and_then(|device| u32::try_from(device.dev_id).ok())
         .filter(|&id| id != 0)
+}
+
+/// The PCI address of an open VFIO device.
+fn address(file: &File) -> Option<u32> {
+    pci_address(&link_name(&sysfs_path(file).ok()?).ok()?)
 }
 
 /// Refuses a device without an IOMMU in front of it. Whether sysfs could tell.

@@ -535,7 +535,7 @@ fn no_fault_of_a_burst_is_lost_between_delivered_and_dropped() {
             match event {
                 HostEvent::Fault(_) => delivered += 1,
                 HostEvent::FaultsDropped(count) => dropped += count,
-                HostEvent::PageRequest(group) => panic!("unexpected {group:?}"),
+                other => panic!("unexpected {other:?}"),
             }
         }
     };

@@ -95,8 +95,9 @@ impl Nesting {
         };
         match told.confirmed(context, dev_id, pasid) {
             Ok(found) => Ok(Some(found)),
-            // The last: another process has the device in a vIOMMU of its own.
-            Err(error) if is_refusal(error) || error.errno == libc::EEXIST => Ok(None),
+            // The kernel has no vIOMMUs (before 6.13), or another process has the device in one.
+            Err(error) if [libc::ENOTTY, libc::EEXIST].contains(&error.errno) => Ok(None),
+            Err(error) if is_refusal(error) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -113,13 +113,13 @@ class Suites:
         if self._options.pattern is None or self._in_directory(DEPLOY_TESTS):
             needs = [self.parts.libvirt, self.parts.backend, self.parts.qemu]
             if self._options.everything:
-                needs.append(self.parts.cargo_deb)
+                needs += [self.parts.cargo_deb, self.parts.debian_kernel]
             jobs.append(Job("checks::deploy", self._deploy_tests, UNIT, 20, needs=tuple(needs)))
         return jobs
 
     def _deploy_tests(self) -> None:
         """What a package installs, on a system with libvirt and systemd."""
-        debian.need_tools({"unshare": "util-linux", "mount": "mount"})
+        debian.need_tools({"unshare": "util-linux", "mount": "mount", "cpio": "cpio"})
         self._unittest("checks::deploy", DEPLOY_TESTS)
 
     def _in_directory(self, directory: Path) -> bool:

@@ -84,7 +84,7 @@ class SystemTest(unittest.TestCase):
     def setUp(self) -> None:
         try:
             with cache.closed():
-                system = libvirt.ensure_libvirt()
+                self.system = libvirt.ensure_libvirt()
             self.program = program = lab.backend()
         except cache.Missing as missing:
             self.skipTest(f"{missing}: run qemu-scripts/lab libvirt")
@@ -103,7 +103,7 @@ class SystemTest(unittest.TestCase):
             shutil.copyfile(program if source.startswith("target/") else ROOT / source, target)
             target.chmod(mode)
         self.ours = ours
-        self._layers = f"{ours}:{system}"
+        self._layers = f"{ours}:{self.system}"
 
     def start(self, *command: str, **options) -> subprocess.Popen:
         """Starts a program in the system. With it all that it starts ends."""

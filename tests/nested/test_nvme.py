@@ -16,6 +16,9 @@ GUEST, EDU_GUEST = "00:05.0", "00:06.0"
 # How long the disk is written and read at a time.
 SECONDS = float(os.environ.get("LAB_DISK_SECONDS", "20"))
 
+# How often at least what serves the front-end's connection is replaced meanwhile.
+REATTACHMENTS = 50
+
 MSI = (0xFEE0_0000, 0xFEEF_FFFF, "msi")
 
 
@@ -51,6 +54,17 @@ class NvmeTest(DmaTest):
                 self.assertEqual(control.endpoint(GUEST)["state"], "attached")
                 machine.qmp("cont")
             busy.result()
+        self.assert_no_other_faults()
+
+        # What serves QEMU's connection is replaced while the disk is busy, and QEMU says nothing to it.
+        with ThreadPoolExecutor() as others:
+            busy = others.submit(disk.use, SECONDS)
+            answers = [control.execute("reattach")]
+            while len(answers) < REATTACHMENTS or not busy.done():
+                answers.append(control.execute("reattach"))
+            busy.result()
+        self.assertEqual({answer["messages"] for answer in answers}, {answers[0]["messages"]})
+        self.assertEqual(control.endpoint(GUEST)["state"], "attached")
         self.assert_no_other_faults()
 
         # The driver goes and comes.

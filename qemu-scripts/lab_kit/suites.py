@@ -156,7 +156,7 @@ class Suites:
         jobs.append(Job("unit::cargo test", cargo_test, UNIT, 100, holds="target/debug"))
         if options.pattern is None and self._miri_runs():
             spare = not self._options.everything
-            jobs.append(Job("unit::miri", miri, TURNS, 300, holds="target/miri", spare=spare))
+            jobs.append(Job("unit::miri", miri, TURNS, 560, holds="target/miri", spare=spare))
         jobs.append(Job("unit::tests of the lab", self._lab_tests, CHECKS, 99))
         return jobs + [job for job in fuzzing.jobs(self._tally, options.everything) if options.wants(job.name)]
 

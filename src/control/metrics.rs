@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use crate::device::Device;
+use crate::device::status::{DeviceStatus, EndpointStatus};
 use crate::notation::pci_name;
 
 /// The beginning of all names.
@@ -74,15 +75,15 @@ pub fn text(device: &Device, labels: &[Label], now: Instant) -> String {
         text.family(&name, "counter", help);
         text.sample(&name, &[], value);
     }
-    gauges(&mut text, device);
-    endpoints(&mut text, device, now);
+    let outline = device.outline();
+    gauges(&mut text, device, &outline);
+    endpoints(&mut text, device, &outline.endpoints, now);
     waiting_times(&mut text, device);
     text.text
 }
 
-fn gauges(text: &mut Text, device: &Device) {
+fn gauges(text: &mut Text, device: &Device, outline: &DeviceStatus) {
     let sizes = device.sizes();
-    let outline = device.outline();
     let unreachable = outline.memory.iter().filter(|r| r.error.is_some());
     let bytes: u64 = outline.memory.iter().map(|region| region.length).sum();
     for (name, help, value) in [
@@ -119,12 +120,11 @@ fn gauges(text: &mut Text, device: &Device) {
     }
 }
 
-fn endpoints(text: &mut Text, device: &Device, now: Instant) {
-    let endpoints = device.outline().endpoints;
+fn endpoints(text: &mut Text, device: &Device, endpoints: &[EndpointStatus], now: Instant) {
     let label = |id: u32| format!("endpoint=\"{}\"", pci_name(id));
     let name = "endpoint_state";
     text.family(name, "gauge", "Where each endpoint is; always 1.");
-    for endpoint in &endpoints {
+    for endpoint in endpoints {
         let state = format!("state=\"{}\"", endpoint.state);
         text.sample(name, &[label(endpoint.id), state], 1);
     }
@@ -136,14 +136,14 @@ fn endpoints(text: &mut Text, device: &Device, now: Instant) {
         "gauge",
         "Page-request groups that wait for the guest.",
     );
-    for endpoint in &endpoints {
+    for endpoint in endpoints {
         let groups = of(endpoint.id).map_or(0, |waiting| waiting.groups);
         text.sample(name, &[label(endpoint.id)], groups);
     }
     let name = "page_request_oldest_seconds";
     let help = "How long the oldest page-request group has waited; 0 if none waits.";
     text.family(name, "gauge", help);
-    for endpoint in &endpoints {
+    for endpoint in endpoints {
         let age = of(endpoint.id).map_or(0.0, |waiting| waiting.oldest_seconds);
         text.sample(name, &[label(endpoint.id)], age);
     }

@@ -42,12 +42,14 @@ pub(super) fn section(tree: &Tree, endpoint: &EndpointSpec, trial: Trial<'_>) ->
     let mut findings = vec![access(path)];
     let device = SysfsDevice::find(tree, path);
     if let Some(device) = &device {
+        let page_requests = device.page_requests();
+        let refused_accesses = device.refused_accesses(&page_requests);
         findings.extend([
             device.group(),
             device.iommu(),
             device.reserved(),
-            device.page_requests(),
-            device.refused_accesses(),
+            page_requests,
+            refused_accesses,
             device.pasids(),
             device.tables(),
         ]);
@@ -245,10 +247,10 @@ impl<'a> SysfsDevice<'a> {
     }
 
     /// Fault reports: what the guest hears of an access that the IOMMU refused.
-    fn refused_accesses(&self) -> Finding {
+    fn refused_accesses(&self, page_requests: &Finding) -> Finding {
         const CHECK: &str = "refused accesses";
         let kind = self.iommu_kind().map(|(_, kind)| kind);
-        if self.page_requests().verdict == Verdict::Yes {
+        if page_requests.verdict == Verdict::Yes {
             return Finding::yes(CHECK, "they come as page requests, each of them");
         }
         match kind.filter(|kind| kind.logs_refused_accesses()) {
